@@ -1,0 +1,78 @@
+#include "common/isa.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+namespace pylandscape {
+namespace {
+
+constexpr Isa kLevels[kIsaLevels] = {Isa::baseline, Isa::avx2, Isa::avx512};
+
+std::atomic<int> chosen{-1};
+
+Isa parse(const char* name, const char* source) {
+  std::string supported;
+  for (Isa level : kLevels) {
+    if (!isa_supported(level)) continue;
+    if (std::strcmp(name, isa_name(level)) == 0) return level;
+    supported += std::string(supported.empty() ? "" : ", ") + isa_name(level);
+  }
+  throw std::invalid_argument(std::string(source) + " must be a level that this machine can run (" +
+                              supported + "), got \"" + name + "\"");
+}
+
+Isa choose() {
+  if (const char* name = std::getenv("PYLANDSCAPE_ISA")) return parse(name, "PYLANDSCAPE_ISA");
+  Isa best = Isa::baseline;
+  for (Isa level : kLevels) {
+    if (isa_supported(level)) best = level;
+  }
+  return best;
+}
+
+}  // namespace
+
+const char* isa_name(Isa level) {
+  switch (level) {
+    case Isa::avx512:
+      return "avx512";
+    case Isa::avx2:
+      return "avx2";
+    default:
+      return "baseline";
+  }
+}
+
+bool isa_supported(Isa level) {
+#if defined(__x86_64__)
+  switch (level) {
+    case Isa::avx512:
+      return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    case Isa::avx2:
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    default:
+      return true;
+  }
+#else
+  return level == Isa::baseline;
+#endif
+}
+
+Isa isa() {
+  int level = chosen.load(std::memory_order_relaxed);
+  if (level < 0) {
+    level = static_cast<int>(choose());
+    chosen.store(level, std::memory_order_relaxed);
+  }
+  return static_cast<Isa>(level);
+}
+
+void set_isa(const char* name) {
+  chosen.store(static_cast<int>(parse(name, "set_isa: level")), std::memory_order_relaxed);
+}
+
+}  // namespace pylandscape
