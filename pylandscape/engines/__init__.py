@@ -1,0 +1,1 @@
+"""What evaluates an objective: `eager` runs the module through PyTorch and is the reference."""

@@ -1,0 +1,362 @@
+"""The loss of a model over data as a function of its flat parameter vector."""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from pylandscape._checks import require, show
+from pylandscape.data import Samples
+from pylandscape.directions import Directions
+from pylandscape.engines.eager import MOMENTS, EagerEngine
+from pylandscape.engines.module import PROBE_SAMPLES, Buffers, FunctionalModule
+from pylandscape.losses import Loss, PerSample, SampleLoss, accuracy_metric
+from pylandscape.parameters import ParameterSpace, unwrap
+
+BATCHNORM_POLICIES = ("frozen", "batch", "recompute")
+ENGINES = ("auto", "torch")
+
+# Samples per forward pass. On a CPU the activations of a convolutional net should stay in cache
+# (measured in bench/bench_plane.py); without convolutions larger matrix products win.
+CPU_BATCH_CONVOLUTION = 64
+CPU_BATCH = 1024
+GPU_BATCH = 1024
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during an evaluation.
+
+    Attributes:
+        values: loss and metrics [K] by name, NaN where nothing had been evaluated.
+        done: the number of points that had been, from the first on.
+        surface: the same as a dataset, where a slice was being evaluated.
+    """
+
+    def __init__(self, values: dict[str, Tensor], done: int) -> None:
+        super().__init__(f"interrupted after {done} points")
+        self.values, self.done = values, done
+        self.surface: Any = None
+
+
+class Objective:
+    """L(w) = sum_i a_i(w) / sum_i b_i: the mean loss over N samples, w in R^P.
+
+    The weights b_i are 1 but for losses that weight their mean themselves (class weights,
+    `ignore_index`). The split of the data into batches never matters. The model runs in evaluation
+    mode and is never changed.
+
+    Args:
+        model: any module; wrappers of DistributedDataParallel and torch.compile are looked through.
+            Its parameters that require a gradient make up w.
+        loss: a torch loss module or a callable (outputs, targets) that gives a mean or a sum over
+            samples, or one value per sample.
+        data: (inputs, targets) tensors, a Dataset or a DataLoader of such pairs. Inputs may be a
+            tensor, a tuple (positional arguments) or a dict (keyword arguments). Read once and kept
+            where half of the free memory suffices.
+        batchnorm: `frozen` - the running statistics of the model (Li et al. 2018); `recompute` -
+            statistics estimated anew over the data at every point (Garipov et al. 2018); `batch` -
+            those of each batch, so that L depends on `batch_size`.
+        engine: `auto` or `torch`.
+        dtype: precision of parameters, data and results; default that of the model's parameters.
+        batch_size: samples per forward pass; the default fits the device.
+        samples: use a random subset of so many samples, drawn without replacement.
+        seed: of that draw.
+        metrics: further quantities by name, callables (outputs, targets) -> one value per sample.
+
+    Raises:
+        ValueError: shapes of data that do not fit, a loss that is no mean over samples, no
+            trainable parameters, a loader that shuffles or augments, a model that gives another
+            output on a second pass.
+
+    Example:
+        >>> import torch, pylandscape as pl
+        >>> x, y = torch.randn(50, 4), torch.randint(0, 3, (50,))
+        >>> objective = pl.Objective(torch.nn.Linear(4, 3), torch.nn.CrossEntropyLoss(), (x, y))
+        >>> values = objective.evaluate(objective.center[None])
+        >>> abs(values["loss"].item() - objective.loss()) < 1e-9
+        True
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        data: Any,
+        *,
+        batchnorm: str = "frozen",
+        engine: str = "auto",
+        dtype: torch.dtype | None = None,
+        batch_size: int | None = None,
+        samples: int | None = None,
+        seed: int = 0,
+        metrics: Mapping[str, Callable[[Any, Any], Tensor]] | None = None,
+    ) -> None:
+        require(
+            isinstance(model, nn.Module),
+            f"Objective: model must be a torch.nn.Module, got {show(model)}.",
+            TypeError,
+        )
+        require(
+            batchnorm in BATCHNORM_POLICIES,
+            f"Objective: batchnorm must be one of {BATCHNORM_POLICIES}, got {show(batchnorm)}.",
+        )
+        require(
+            engine in ENGINES, f"Objective: engine must be one of {ENGINES}, got {show(engine)}."
+        )
+        require(
+            batch_size is None or (isinstance(batch_size, int) and batch_size > 0),
+            f"Objective: batch_size must be a positive integer, got {show(batch_size)}.",
+        )
+        self.model = unwrap(model)
+        self.space = ParameterSpace.from_model(self.model)
+        self.batchnorm = batchnorm
+        self.dtype = self._choose_dtype(dtype)
+        self.device = self._find_device()
+        self.data = Samples(data, limit=samples, seed=seed, device=self.device, dtype=self.dtype)
+        self.sample_seed = seed if samples is not None else None
+        self._engine = self._build_engine(loss, metrics or {}, batch_size)
+
+    # -- values at single points -----------------------------------------------------------------
+
+    @property
+    def center(self) -> Tensor:
+        """The model's own parameters as they are now, a copy [P]."""
+        return self.space.flatten(self.model, self.dtype, self.device)
+
+    @property
+    def samples(self) -> int:
+        """N, the number of samples."""
+        return self.data.count
+
+    @property
+    def engine(self) -> str:
+        return self._engine.name
+
+    def loss(self, at: Tensor | None = None) -> float:
+        """L at a point [P], by default at the model's own parameters."""
+        return float(self.evaluate(self._point(at, "loss")[None])["loss"])
+
+    def gradient(self, at: Tensor | None = None) -> Tensor:
+        """The gradient of L [P] at a point [P], by default at the model's own parameters."""
+        return self._engine.loss_and_gradient(self._point(at, "gradient"))[1]
+
+    def loss_and_gradient(self, at: Tensor | None = None) -> tuple[float, Tensor]:
+        """L and its gradient [P] from one pass."""
+        loss, gradient = self._engine.loss_and_gradient(self._point(at, "loss_and_gradient"))
+        return float(loss), gradient
+
+    def hessian_vector_product(self, v: Tensor, at: Tensor | None = None) -> Tensor:
+        """H(at) v, the exact directional derivative of the gradient (Pearlmutter 1994).
+
+        Args:
+            v: [P] or [P, K].
+            at: the point [P], by default the model's own parameters.
+        """
+        point = self._point(at, "hessian_vector_product")
+        require(
+            isinstance(v, Tensor) and v.ndim in (1, 2) and v.shape[0] == self.space.size,
+            f"hessian_vector_product: v must have shape [{self.space.size}] or "
+            f"[{self.space.size}, K], got {show(v)}.",
+        )
+        v = v.to(self.device, self.dtype)
+        if v.ndim == 1:
+            return self._engine.hessian_vector_product(point, v)
+        columns = [self._engine.hessian_vector_product(point, column) for column in v.unbind(1)]
+        return torch.stack(columns, 1) if columns else torch.empty_like(v)
+
+    # -- values at many points -------------------------------------------------------------------
+
+    def evaluate(self, points: Tensor) -> dict[str, Tensor]:
+        """Loss and metrics at K points [K, P], each float64 [K].
+
+        `loss` is L, `loss_stderr` its standard error sqrt(Var / N) from the spread over samples
+        (with the factor sqrt(1 - n/N) of a subset drawn without replacement), `accuracy` the
+        fraction of correct predictions of a classifier, and every metric its mean over the
+        samples.
+        """
+        require(
+            isinstance(points, Tensor) and points.ndim == 2 and points.shape[1] == self.space.size,
+            f"evaluate: points must have shape [K, {self.space.size}], got {show(points)}.",
+        )
+        rows = (row.to(self.device, self.dtype) for row in points)
+        return self._evaluate(rows, len(points), (None for _ in points), None)
+
+    def evaluate_along(
+        self,
+        center: Tensor,
+        directions: Directions,
+        coordinates: Tensor,
+        *,
+        buffers: Callable[[Tensor], Buffers | None] | None = None,
+        bar: Any = None,
+    ) -> dict[str, Tensor]:
+        """Loss and metrics at the points center + sum_j c[k, j] d_j, each float64 [K].
+
+        Args:
+            center: [P].
+            directions: D of them.
+            coordinates: [K, D].
+            buffers: for a row of coordinates, module buffers to use there instead of the model's.
+            bar: a progress bar to update point by point.
+
+        Raises:
+            Interrupted: on Ctrl-C; its `values` hold NaN where nothing had been evaluated.
+        """
+        center = self._point(center, "evaluate_along")
+        self.check_directions(directions, "evaluate_along")
+        require(
+            coordinates.ndim == 2 and coordinates.shape[1] == len(directions),
+            f"evaluate_along: coordinates must have shape [K, {len(directions)}], got "
+            f"{show(coordinates)}.",
+        )
+        rows = directions.stream(center, coordinates)
+        own = (None if buffers is None else buffers(row) for row in coordinates)
+        return self._evaluate(rows, len(coordinates), own, bar)
+
+    def check_directions(self, directions: Directions, where: str) -> None:
+        """Raises unless `directions` lie in this objective's parameter space."""
+        require(
+            isinstance(directions, Directions),
+            f"{where}: directions must be Directions, got {show(directions)}. Make them with "
+            "random_directions or Directions.from_vectors.",
+            TypeError,
+        )
+        require(
+            directions.space == self.space,
+            f"{where}: directions must belong to the objective's model, got {directions.space} for "
+            f"{self.space}.",
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """How results are made, for their attributes: only strings, numbers and lists of them."""
+        return {
+            "model": type(self.model).__name__,
+            "parameters": self.space.size,
+            "loss_function": self._engine.loss.name,
+            "samples": self.samples,
+            "population": self.data.population,
+            "sample_seed": "" if self.sample_seed is None else self.sample_seed,
+            "data": self.data.fingerprint,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": self.device.type,
+            "engine": self.engine,
+            "batchnorm": self.batchnorm if self.has_batchnorm else "none in the model",
+            "pylandscape": version("pylandscape"),
+            "torch": torch.__version__,
+        }
+
+    @cached_property
+    def has_batchnorm(self) -> bool:
+        """Whether the model has BatchNorm layers that use running statistics."""
+        return bool(self._engine.module.norms)
+
+    # -- inner ------------------------------------------------------------------------------------
+
+    def _evaluate(
+        self, rows: Iterator[Tensor], count: int, buffers: Iterator[Buffers | None], bar: Any
+    ) -> dict[str, Tensor]:
+        moments = torch.full((count, 1 + len(self._engine.metrics), MOMENTS), torch.nan).double()
+        moments = moments.to(self.device)
+        done = 0
+        try:
+            for row in self._engine.moments(rows, buffers):
+                moments[done] = row
+                done += 1
+                if bar is not None:
+                    bar.update(1)
+        except KeyboardInterrupt:
+            raise Interrupted(self._summary(moments.cpu()), done) from None
+        return self._summary(moments.cpu())
+
+    def _summary(self, moments: Tensor) -> dict[str, Tensor]:
+        """Means and standard errors from the sums over samples."""
+        n, population = self.samples, self.data.population
+        a, aa, ab, b, bb = moments[:, 0].unbind(-1)
+        loss = a / b
+        residuals = (aa - 2 * loss * ab + loss**2 * bb).clamp(min=0)  # sum of (a_i - L b_i)^2
+        stderr = (residuals * n / (n - 1)).sqrt() / b if n > 1 else torch.full_like(loss, torch.nan)
+        values = {"loss": loss, "loss_stderr": stderr * (1 - n / population) ** 0.5
+                  if n < population else stderr}  # fmt: skip
+        for j, name in enumerate(self._engine.metrics, start=1):
+            values[name] = moments[:, j, 0] / moments[:, j, 3]
+        return values
+
+    def _point(self, at: Tensor | None, where: str) -> Tensor:
+        if at is None:
+            return self.center
+        require(
+            isinstance(at, Tensor) and at.shape == (self.space.size,),
+            f"{where}: the point must have shape [{self.space.size}], got {show(at)}.",
+        )
+        return at.detach().to(self.device, self.dtype)
+
+    def _choose_dtype(self, dtype: torch.dtype | None) -> torch.dtype:
+        found = {p.dtype for p in self.model.parameters() if p.requires_grad}
+        if dtype is None:
+            require(
+                len(found) == 1,
+                "Objective: dtype must be given for a model of mixed precision, got parameters of "
+                f"{sorted(map(str, found))}.",
+            )
+            return found.pop()
+        require(
+            isinstance(dtype, torch.dtype) and dtype.is_floating_point,
+            f"Objective: dtype must be a floating-point torch.dtype, got {show(dtype)}.",
+        )
+        return dtype
+
+    def _find_device(self) -> torch.device:
+        devices = {tensor.device for tensor in self.model.parameters()}
+        require(
+            len(devices) == 1,
+            f"Objective: model must be on one device, got {sorted(map(str, devices))}.",
+        )
+        return devices.pop()
+
+    def _build_engine(
+        self,
+        loss: Loss,
+        metrics: Mapping[str, Callable[[Any, Any], Tensor]],
+        batch_size: int | None,
+    ) -> EagerEngine:
+        if batch_size is None:
+            convolution = any(isinstance(m, nn.modules.conv._ConvNd) for m in self.model.modules())
+            cpu = CPU_BATCH_CONVOLUTION if convolution else CPU_BATCH
+            batch_size = cpu if self.device.type == "cpu" else GPU_BATCH
+        module = FunctionalModule(self.model, self.space, self.data, self.batchnorm, batch_size)
+        inputs, targets = self.data.first(PROBE_SAMPLES)
+        outputs = _probe(module, self.center, inputs)
+        measures: dict[str, Callable[[Any, Any], PerSample]] = {
+            name: _as_measure(metric) for name, metric in metrics.items()
+        }
+        accuracy = accuracy_metric(loss, outputs, targets)
+        if accuracy is not None:
+            measures.setdefault("accuracy", accuracy)
+        return EagerEngine(module, SampleLoss(loss, outputs, targets), measures)
+
+
+def _probe(module: FunctionalModule, center: Tensor, inputs: Any) -> Any:
+    """The outputs for one batch, after a second pass has given the same ones."""
+    first, second = (pytree.tree_leaves(module.outputs(center, inputs)) for _ in range(2))
+    same = all(
+        torch.allclose(a, b, rtol=1e-4, atol=1e-6, equal_nan=True)
+        for a, b in zip(first, second, strict=True)
+    )
+    require(
+        same,
+        "Objective: model must give the same outputs on every pass, got others on the second. "
+        "Turn off what is random in evaluation mode (dropout by F.dropout, noise).",
+    )
+    return module.outputs(center, inputs)
+
+
+def _as_measure(metric: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], PerSample]:
+    def measure(outputs: Any, targets: Any) -> PerSample:
+        values = metric(outputs, targets)
+        return PerSample(values.reshape(len(values), -1).double().mean(1))
+
+    return measure

@@ -1,0 +1,212 @@
+"""Slices of the loss: lines, planes and grids of any dimension around a point."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from pylandscape._checks import require, show
+from pylandscape.directions import Directions
+from pylandscape.objective import Interrupted, Objective
+from pylandscape.progress import progress_bar
+
+AXES = ("alpha", "beta", "gamma", "delta")
+Range = float | tuple[float, float]
+
+
+def line(
+    objective: Objective,
+    direction: Directions,
+    extent: Range = 1.0,
+    resolution: int = 101,
+    center: Tensor | None = None,
+    progress: bool | None = None,
+) -> xr.Dataset:
+    """f(alpha) = L(w0 + alpha d) along one direction.
+
+    Args:
+        objective: L.
+        direction: d, one direction.
+        extent: alpha from -extent to extent, or a pair (low, high).
+        resolution: number of points; odd, so that a symmetric range has alpha = 0 on it.
+        center: w0 [P]; default that of the direction, else the model's own parameters.
+        progress: show a bar; default on a terminal only.
+
+    Returns:
+        A dataset over `alpha` with `loss`, `loss_stderr`, `accuracy` (classifiers) and the
+        objective's metrics; NaN and inf as they come. The attributes say how it was made.
+
+    Raises:
+        ValueError: not one direction, or one of another model; resolution < 2; an empty range.
+        Interrupted: on Ctrl-C, with the partial dataset as `surface`.
+
+    Example:
+        >>> import torch, pylandscape as pl
+        >>> data = torch.randn(30, 4), torch.randn(30, 1)
+        >>> objective = pl.Objective(torch.nn.Linear(4, 1), torch.nn.MSELoss(), data)
+        >>> curve = pl.line(objective, pl.random_directions(objective, 1), resolution=5)
+        >>> abs(float(curve.loss.sel(alpha=0)) - objective.loss()) < 1e-6
+        True
+    """
+    return _sample("line", 1, objective, direction, extent, resolution, center, progress)
+
+
+def plane(
+    objective: Objective,
+    directions: Directions,
+    extent: Range | tuple[Range, Range] = 1.0,
+    resolution: int | tuple[int, int] = 51,
+    center: Tensor | None = None,
+    progress: bool | None = None,
+) -> xr.Dataset:
+    """f(alpha, beta) = L(w0 + alpha d1 + beta d2) on a grid.
+
+    Args:
+        objective: L.
+        directions: d1 and d2.
+        extent: e for [-e, e] on both axes, (low, high) for both, or one such range per axis,
+            ((low, high), (low, high)).
+        resolution: points per axis, or a pair of counts.
+        center, progress: as for `line`.
+
+    Returns:
+        A dataset over (`alpha`, `beta`), variables as for `line`: `loss[i, j]` is the value at
+        `alpha[i]`, `beta[j]`.
+
+    Raises:
+        ValueError, Interrupted: as for `line`.
+
+    Example:
+        >>> import torch, pylandscape as pl
+        >>> data = torch.randn(30, 4), torch.randn(30, 1)
+        >>> objective = pl.Objective(torch.nn.Linear(4, 1), torch.nn.MSELoss(), data)
+        >>> surface = pl.plane(objective, pl.random_directions(objective), resolution=(3, 5))
+        >>> surface.loss.dims, surface.loss.shape
+        (('alpha', 'beta'), (3, 5))
+    """
+    return _sample("plane", 2, objective, directions, extent, resolution, center, progress)
+
+
+def grid(
+    objective: Objective,
+    directions: Directions,
+    extent: Range | Sequence[Range] = 1.0,
+    resolution: int | Sequence[int] = 11,
+    center: Tensor | None = None,
+    progress: bool | None = None,
+) -> xr.Dataset:
+    """f(c) = L(w0 + sum_j c_j d_j) on a grid of as many dimensions as there are directions.
+
+    Axes are `alpha`, `beta`, `gamma`, `delta`, `axis4`, ... Arguments, result and errors are as for
+    `plane`.
+
+    Example:
+        >>> import torch, pylandscape as pl
+        >>> data = torch.randn(30, 4), torch.randn(30, 1)
+        >>> objective = pl.Objective(torch.nn.Linear(4, 1), torch.nn.MSELoss(), data)
+        >>> pl.grid(objective, pl.random_directions(objective, 3), resolution=3).loss.shape
+        (3, 3, 3)
+    """
+    dimensions = len(directions) if isinstance(directions, Directions) else None
+    return _sample("grid", dimensions, objective, directions, extent, resolution, center, progress)
+
+
+def axis_names(count: int) -> tuple[str, ...]:
+    """Names of the coordinates of `count` directions."""
+    return tuple(AXES[j] if j < len(AXES) else f"axis{j}" for j in range(count))
+
+
+def _sample(
+    kind: str,
+    dimensions: int | None,
+    objective: Objective,
+    directions: Directions,
+    extent: Any,
+    resolution: Any,
+    center: Tensor | None,
+    progress: bool | None,
+) -> xr.Dataset:
+    objective.check_directions(directions, kind)
+    dimensions = len(directions) if dimensions is None else dimensions
+    require(
+        len(directions) == dimensions,
+        f"{kind}: directions must be {dimensions} in number, got {len(directions)}. "
+        "Take a part of them, as in directions[0:2].",
+    )
+    axes = _axes(kind, dimensions, extent, resolution)
+    if center is None:
+        center = objective.center if directions.center is None else directions.center
+    shape = tuple(len(axis) for axis in axes)
+    mesh = torch.cartesian_prod(*(torch.from_numpy(axis) for axis in axes)).reshape(-1, dimensions)
+
+    name = f"{kind} {' x '.join(map(str, shape))}"
+    try:
+        with progress_bar(len(mesh), name, show=progress) as bar:
+            values = objective.evaluate_along(center, directions, mesh, bar=bar)
+    except Interrupted as stop:
+        stop.surface = _dataset(kind, axes, stop.values, objective, directions)
+        evaluated = np.arange(len(mesh)) < stop.done
+        stop.surface["evaluated"] = (stop.surface.loss.dims, evaluated.reshape(shape))
+        raise
+    return _dataset(kind, axes, values, objective, directions)
+
+
+def _axes(kind: str, dimensions: int, extent: Any, resolution: Any) -> list[np.ndarray]:
+    """The coordinates of each axis, float64."""
+    counts = [resolution] * dimensions if isinstance(resolution, int) else list(resolution)
+    require(
+        len(counts) == dimensions and all(isinstance(n, int) and n >= 2 for n in counts),
+        f"{kind}: resolution must be an integer >= 2 or {dimensions} of them, got "
+        f"{show(resolution)}.",
+    )
+    each = _ranges(extent, dimensions)
+    usable = each is not None and all(
+        len(r) == 2 and np.isfinite(r).all() and r[0] < r[1] for r in each
+    )
+    require(
+        usable,
+        f"{kind}: extent must be a positive number, a range (low, high) with low < high, or "
+        f"{dimensions} ranges, got {show(extent)}.",
+    )
+    assert each is not None
+    return [np.linspace(*r, n) for r, n in zip(each, counts, strict=True)]
+
+
+def _ranges(extent: Any, dimensions: int) -> list[tuple[float, float]] | None:
+    """One (low, high) per axis; None for what cannot be read so."""
+
+    def one(value: Any) -> tuple[float, float]:
+        return (-value, value) if isinstance(value, (int, float)) else tuple(value)
+
+    try:
+        if isinstance(extent, (int, float)) or all(isinstance(v, (int, float)) for v in extent):
+            return [one(extent)] * dimensions
+        ranges = [one(value) for value in extent]
+    except TypeError:
+        return None
+    return ranges if len(ranges) == dimensions else None
+
+
+def _dataset(
+    kind: str,
+    axes: list[np.ndarray],
+    values: dict[str, Tensor],
+    objective: Objective,
+    directions: Directions,
+) -> xr.Dataset:
+    dims = axis_names(len(axes))
+    shape = tuple(len(axis) for axis in axes)
+    attrs = {
+        "kind": kind,
+        **objective.describe(),
+        **directions.attrs,
+        "axis_labels": directions.labels,
+    }
+    return xr.Dataset(
+        {name: (dims, value.numpy().reshape(shape)) for name, value in values.items()},
+        coords={dim: (dim, axis) for dim, axis in zip(dims, axes, strict=True)},
+        attrs=attrs,
+    )
