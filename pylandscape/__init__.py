@@ -2,10 +2,12 @@
 
 from pylandscape import _ops as _ops
 from pylandscape._version import __version__
+from pylandscape.connectivity import interpolate
 from pylandscape.directions import Directions, difference_directions, random_directions
 from pylandscape.objective import Interrupted, Objective
 from pylandscape.parameters import ParameterSpace
 from pylandscape.surface import grid, line, plane
+from pylandscape.trajectory import Recorder, Trajectory, principal_directions, project
 
 __all__ = [
     # the loss as a function
@@ -19,6 +21,13 @@ __all__ = [
     "line",
     "plane",
     "random_directions",
+    # the path that training took
+    "Recorder",
+    "Trajectory",
+    "principal_directions",
+    "project",
+    # between solutions
+    "interpolate",
     # the package
     "__version__",
 ]

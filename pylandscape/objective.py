@@ -249,6 +249,16 @@ class Objective:
             "torch": torch.__version__,
         }
 
+    def buffers(self, at: Tensor | None = None) -> dict[str, Tensor]:
+        """The module's buffers by name as the policy has them at a point [P].
+
+        Under `recompute` this is a pass over the data, otherwise they are the model's own.
+        """
+        point = self._point(at, "buffers")
+        with torch.no_grad(), self._engine.module.evaluating():
+            state = self._engine.module.state(point)
+        return {name: state[name] for name, _ in self.model.named_buffers()}
+
     @cached_property
     def has_batchnorm(self) -> bool:
         """Whether the model has BatchNorm layers that use running statistics."""

@@ -1,0 +1,5 @@
+"""Paths between solutions."""
+
+from pylandscape.connectivity.interpolation import interpolate
+
+__all__ = ["interpolate"]

@@ -1,0 +1,7 @@
+"""The path that training took: recording it, reading it, and the plane it lies in."""
+
+from pylandscape.trajectory.path import Trajectory
+from pylandscape.trajectory.principal import principal_directions, project
+from pylandscape.trajectory.recorder import Recorder
+
+__all__ = ["Recorder", "Trajectory", "principal_directions", "project"]
