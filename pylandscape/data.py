@@ -1,5 +1,6 @@
 """The samples of an objective: read once, kept in memory where they fit, the same on every pass."""
 
+import contextlib
 import hashlib
 import os
 import warnings
@@ -11,9 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+)
 
-from pylandscape._checks import require, show
+from pylandscape._checks import alike, require, shapes, show
 from pylandscape.losses import sample_count
 
 READ_BATCH = 256  # samples per read of a Dataset
@@ -33,6 +42,7 @@ class Samples:
             free.
 
     Raises:
+        TypeError: data of another kind.
         ValueError: shapes that do not fit together, no samples, or a loader that gives another
             first batch on a second pass.
     """
@@ -48,7 +58,7 @@ class Samples:
         memory: int | None = None,
     ) -> None:
         self.device, self.dtype = device, dtype
-        self._loader: DataLoader | None = None
+        self._source: DataLoader | list[Any] = []  # of batches, where not kept as one
         self._kept: tuple[Any, Any] | None = None
         if isinstance(data, (tuple, list)) and len(data) == 2:
             self._kept = self._pair(data)
@@ -56,7 +66,7 @@ class Samples:
             if limit is not None:
                 self._keep_only(limit, seed)
         elif isinstance(data, (Dataset, DataLoader)):
-            self._read(data, limit, seed, _free_memory() // 2 if memory is None else memory)
+            self._read(data, limit, seed, _free_memory(device) // 2 if memory is None else memory)
         else:
             raise TypeError(
                 "Objective: data must be a pair (inputs, targets) of tensors, a Dataset or a "
@@ -66,6 +76,7 @@ class Samples:
 
     @property
     def in_memory(self) -> bool:
+        """Whether the samples are kept as one tensor per leaf."""
         return self._kept is not None
 
     @cached_property
@@ -77,15 +88,16 @@ class Samples:
 
     def batches(self, size: int) -> Iterator[tuple[Any, Any]]:
         """(inputs, targets) in order, `size` at a time (in the loader's sizes where not kept)."""
-        if self._kept is None:
-            assert self._loader is not None
-            yield from (self._pair(batch) for batch in self._loader)
+        if self._kept is not None:
+            for start in range(0, self.count, size):
+                yield pytree.tree_map(lambda leaf, s=start: leaf[s : s + size], self._kept)
             return
-        for start in range(0, self.count, size):
-            yield pytree.tree_map(lambda leaf, s=start: leaf[s : s + size], self._kept)
+        with _untouched_generators(self._source):
+            yield from map(self._pair, self._source)
 
     def first(self, size: int) -> tuple[Any, Any]:
-        return next(iter(self.batches(size)))
+        """The first `size` samples, or as many as the first batch has."""
+        return pytree.tree_map(lambda leaf: leaf[:size], next(iter(self.batches(size))))
 
     def map_inputs(self, convert: Callable[[Tensor], Tensor]) -> None:
         """Stores the input tensors converted, for example to another memory format."""
@@ -101,20 +113,15 @@ class Samples:
         for leaf in pytree.tree_leaves(tree):
             digest.update(f"{list(leaf.shape)}{leaf.dtype}".encode())
             plain = leaf.detach().cpu().contiguous().reshape(-1)
-            digest.update(plain.view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
+            digest.update(plain.view(torch.uint8).numpy() if plain.numel() else b"")
         return digest.hexdigest()
 
     def _read(self, data: Any, limit: int | None, seed: int, memory: int) -> None:
         loader = data if isinstance(data, DataLoader) else _loader_of(data)
         if limit is not None:
-            source = loader.dataset
-            require(
-                not isinstance(source, IterableDataset),
-                "Objective: samples must be None for an iterable dataset, got "
-                f"{limit}. Give a map-style dataset or fewer samples.",
-            )
-            chosen = _draw(limit, len(source), seed)  # type: ignore[arg-type]
-            self.population = len(source)  # type: ignore[arg-type]
+            source = _samples_of(loader, limit)
+            self.population = len(source)
+            chosen = _draw(limit, self.population, seed)
             loader = _loader_of(Subset(source, chosen.tolist()), loader.collate_fn)
         if loader.drop_last:
             warnings.warn(
@@ -122,19 +129,40 @@ class Samples:
                 "batch are no part of the objective.",
                 stacklevel=4,
             )
-        first = _probe(loader)
         kept, held = [], 0
-        for batch in loader if first is not None else ():
-            kept.append(self._pair(batch))
-            held += sum(leaf.nbytes for leaf in pytree.tree_leaves(kept[-1]))
-            if held > memory:
-                self._loader = loader
-                break
-        else:
-            require(bool(kept), "Objective: data must hold at least one sample, got none.")
-            self._kept = _concatenate(kept)
+        with _untouched_generators(loader):
+            self._probe(loader)
+            for batch in loader:
+                kept.append(self._pair(batch))
+                held += sum(leaf.nbytes for leaf in pytree.tree_leaves(kept[-1]))
+                if held > memory:
+                    self._source = loader
+                    break
+            else:
+                self._keep(kept)
         if limit is None:
             self.population = self.count
+
+    def _probe(self, loader: DataLoader) -> None:
+        """Raises unless a second pass begins as the first."""
+        first, second = (next(iter(loader), None) for _ in range(2))
+        require(
+            (first is None) == (second is None)
+            and (first is None or alike(self._pair(first), self._pair(second), rtol=0, atol=0)),
+            "Objective: data must be the same on every pass, got another first batch on the "
+            "second: it is shuffled or augmented. Use shuffle=False and evaluation transforms.",
+        )
+
+    def _keep(self, batches: list[Any]) -> None:
+        """As one tensor per leaf; batches of unlike shapes (padded sequences) stay as they are."""
+        require(bool(batches), "Objective: data must hold at least one sample, got none.")
+        structure = pytree.tree_structure(batches[0])
+        columns = [[leaf.shape[1:] for leaf in pytree.tree_leaves(batch)] for batch in batches]
+        if all(column == columns[0] for column in columns):
+            leaves = zip(*map(pytree.tree_leaves, batches), strict=True)
+            self._kept = pytree.tree_unflatten([torch.cat(parts) for parts in leaves], structure)
+        else:
+            self._source = batches
 
     def _keep_only(self, limit: int, seed: int) -> None:
         chosen = _draw(limit, self.population, seed)
@@ -143,7 +171,8 @@ class Samples:
     def _pair(self, batch: Any) -> tuple[Any, Any]:
         require(
             isinstance(batch, (tuple, list)) and len(batch) == 2,
-            f"Objective: data must give pairs (inputs, targets), got {show(batch)}.",
+            f"Objective: data must give pairs (inputs, targets), got {show(batch)}. "
+            "Wrap the dataset, or give the DataLoader a collate_fn.",
         )
         inputs, targets = pytree.tree_map(
             lambda leaf: torch.as_tensor(leaf) if isinstance(leaf, np.ndarray) else leaf,
@@ -152,8 +181,8 @@ class Samples:
         counts = sample_count(inputs), sample_count(targets)
         require(
             counts[0] == counts[1] >= 0,
-            "Objective: data must have as many inputs as targets along dimension 0, got "
-            f"{_shapes(inputs)} and {_shapes(targets)}.",
+            "Objective: data must be tensors, as many inputs as targets along dimension 0, got "
+            f"{shapes(inputs)} and {shapes(targets)}.",
         )
         return self._convert(inputs), self._convert(targets)
 
@@ -165,15 +194,23 @@ class Samples:
         return pytree.tree_map(convert, tree)
 
 
-def _shapes(tree: Any) -> str:
-    return " and ".join(
-        str(list(leaf.shape)) if isinstance(leaf, Tensor) else type(leaf).__name__
-        for leaf in pytree.tree_leaves(tree)
-    )
-
-
 def _loader_of(dataset: Dataset, collate: Any = None) -> DataLoader:
     return DataLoader(dataset, batch_size=READ_BATCH, shuffle=False, collate_fn=collate)
+
+
+def _samples_of(loader: DataLoader, limit: int) -> Any:
+    """The map-style dataset whose samples a loader gives, all of them once."""
+    plain = (
+        not isinstance(loader.dataset, IterableDataset)
+        and type(loader.batch_sampler) is BatchSampler
+        and type(loader.sampler) in (SequentialSampler, RandomSampler)
+    )
+    require(
+        plain,
+        "Objective: samples must be None for an iterable dataset and for a DataLoader with a "
+        f"sampler of its own, got {show(limit)}. Give a map-style dataset of the samples meant.",
+    )
+    return loader.dataset
 
 
 def _draw(limit: int, population: int, seed: int) -> Tensor:
@@ -185,34 +222,25 @@ def _draw(limit: int, population: int, seed: int) -> Tensor:
     return torch.randperm(population, generator=generator)[:limit].sort().values
 
 
-def _concatenate(batches: list[Any]) -> Any:
-    leaves = zip(*(pytree.tree_leaves(batch) for batch in batches), strict=True)
-    joined = [torch.cat(list(parts)) for parts in leaves]
-    return pytree.tree_unflatten(joined, pytree.tree_structure(batches[0]))
-
-
-def _probe(loader: DataLoader) -> Any:
-    """The first batch, after a second pass has given the same one; None of an empty loader.
-
-    The state of the global generators is put back: reading data must not change a user's run.
-    """
+@contextlib.contextmanager
+def _untouched_generators(source: Any) -> Iterator[None]:
+    """Reading a loader draws random numbers, which must not be missing in a user's run."""
+    own = getattr(source, "generator", None)
+    state = None if own is None else own.get_state()
     with torch.random.fork_rng(devices=[]):
-        first, second = (next(iter(loader), None) for _ in range(2))
-    if first is None:
-        return None
-    same = all(
-        a.shape == b.shape
-        and torch.allclose(a.double(), b.double(), rtol=0, atol=0, equal_nan=True)
-        for a, b in zip(pytree.tree_leaves(first), pytree.tree_leaves(second), strict=True)
-    )
-    require(
-        same,
-        "Objective: data must be the same on every pass, got another first batch on the second: "
-        "the loader shuffles or augments. Use shuffle=False and evaluation transforms.",
-    )
-    return first
+        try:
+            yield
+        finally:
+            if own is not None:
+                own.set_state(state)
 
 
-def _free_memory() -> int:
-    """Bytes of free main memory."""
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def _free_memory(device: torch.device) -> int:
+    """Bytes that may be had on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:  # on Linux the page cache counts as free
+        with open("/proc/meminfo") as lines:
+            return next(int(line.split()[1]) << 10 for line in lines if "MemAvailable" in line)
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

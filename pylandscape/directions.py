@@ -69,11 +69,23 @@ class Directions:
             (3, [[0.0, 1.0, 0.0]])
         """
         space = space if isinstance(space, ParameterSpace) else space.space
-        vectors = torch.atleast_2d(vectors).detach()
+        vectors = torch.atleast_2d(vectors).detach() if isinstance(vectors, Tensor) else vectors
         require(
-            vectors.ndim == 2 and vectors.shape[1] == space.size and len(vectors) > 0,
-            f"Directions.from_vectors: vectors must have shape [D, {space.size}], got "
+            isinstance(vectors, Tensor)
+            and vectors.ndim == 2
+            and vectors.shape[1] == space.size
+            and len(vectors) > 0,
+            f"Directions.from_vectors: vectors must be a tensor of shape [D, {space.size}], got "
             f"{show(vectors)}.",
+        )
+        require(
+            labels is None or len(labels) == len(vectors),
+            f"Directions.from_vectors: labels must be {len(vectors)} in number, got "
+            f"{show(labels)}.",
+        )
+        require(
+            center is None or center.shape == (space.size,),
+            f"Directions.from_vectors: center must have shape [{space.size}], got {show(center)}.",
         )
         finite = bool(torch.isfinite(vectors).all())
         require(finite, "Directions.from_vectors: vectors must be finite, got NaN or inf.")
@@ -86,7 +98,7 @@ class Directions:
         return len(kept)
 
     def __getitem__(self, which: int | slice) -> "Directions":
-        if isinstance(which, int):
+        if not isinstance(which, slice):
             which = range(len(self))[which]  # negative indices, and IndexError beyond the end
             which = slice(which, which + 1)
 

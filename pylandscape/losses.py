@@ -4,15 +4,18 @@ Every quantity is a ratio of two sums over samples, value = sum_i a_i / sum_i b_
 are 1 except where the loss itself weights its mean: class weights and `ignore_index`.
 """
 
+import contextlib
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from pylandscape._checks import require, show
+from pylandscape._checks import require, shapes, show
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -33,32 +36,53 @@ def sample_count(tree: Any) -> int:
     return lengths.pop() if len(lengths) == 1 else -1
 
 
+def as_module(loss: Loss) -> Loss:
+    """`F.cross_entropy` and `F.nll_loss`, plain or partial, as modules, which say how their mean is
+    weighted; any other loss as it is.
+    """
+    function, keywords = loss, {}
+    if isinstance(loss, functools.partial) and not loss.args:
+        function, keywords = loss.func, loss.keywords
+    if function is F.cross_entropy:
+        return nn.CrossEntropyLoss(**keywords)
+    return nn.NLLLoss(**keywords) if function is F.nll_loss else loss
+
+
 class SampleLoss:
     """A user's loss, mean or sum over a batch, as terms per sample.
 
-    A torch loss module is evaluated with `reduction="none"` and keeps the weighting of its mean.
-    Another callable may return one value per sample, or a scalar mean or sum over the samples: then
-    it is mapped over single samples. The terms are checked against the loss itself on one batch.
+    A loss module with a `reduction` is evaluated with `reduction="none"` and keeps the weighting of
+    its mean. Another callable may return one value per sample, or a scalar mean or sum over the
+    samples: then it is mapped over single samples. The terms are checked on one batch against the
+    loss itself, and against those of a part of the batch.
 
     Args:
         loss: a torch loss module or a callable (outputs, targets) -> Tensor.
         outputs, targets: one batch, to find out and to check.
 
     Raises:
+        TypeError: the loss is not callable or gives no real tensor.
         ValueError: the loss is not a mean or a sum over samples.
     """
 
     def __init__(self, loss: Loss, outputs: Any, targets: Any) -> None:
         require(callable(loss), f"Objective: loss must be callable, got {show(loss)}.", TypeError)
-        self.loss = loss
-        own = _own_value(loss, outputs, targets)
+        self.name = _name(loss)
+        loss = _beside(outputs, as_module(loss))
+        try:
+            own = loss(outputs, targets)
+        except Exception as error:
+            raise ValueError(
+                "Objective: loss must accept (outputs, targets), got outputs of shape "
+                f"{shapes(outputs)} and targets of shape {shapes(targets)}: {error}"
+            ) from error
         require(
             isinstance(own, Tensor) and own.is_floating_point(),
             f"Objective: loss must return a real tensor, got {show(own)}.",
             TypeError,
         )
         samples = sample_count(targets)
-        self._terms = self._choose(own, outputs, targets, samples)
+        self._terms = _choose_terms(loss, own, outputs, targets)
         self._check(own, outputs, targets, samples)
 
     def __call__(self, outputs: Any, targets: Any) -> PerSample:
@@ -69,26 +93,11 @@ class SampleLoss:
         weights = self._terms.weights(targets) if isinstance(self._terms, _ModuleTerms) else None
         return float(sample_count(targets) if weights is None else weights.double().sum())
 
-    @property
-    def name(self) -> str:
-        return getattr(self.loss, "__name__", type(self.loss).__name__)
-
-    def _choose(self, own: Tensor, outputs: Any, targets: Any, samples: int) -> Any:
-        reduction = getattr(self.loss, "reduction", None)
-        if isinstance(self.loss, nn.Module) and reduction in ("mean", "sum", "none", "batchmean"):
-            return _ModuleTerms(self.loss, str(reduction), own)
-        if own.ndim and own.shape[0] == samples:
-            return _vector_terms(self.loss)
-        require(
-            own.ndim == 0,
-            "Objective: loss must return a scalar or one value per sample, got "
-            f"{show(own)} for {samples} samples.",
-        )
-        return _scalar_terms(self.loss)
-
     def _check(self, own: Tensor, outputs: Any, targets: Any, samples: int) -> None:
+        half = max(1, samples // 2)
         try:
             values, weights = self._terms(outputs, targets)
+            part = self._terms(*_first_samples((outputs, targets), half, samples)).values
         except Exception as error:
             raise ValueError(
                 "Objective: loss must be a mean or a sum over samples, got "
@@ -100,12 +109,20 @@ class SampleLoss:
             "Objective: loss must have one term per sample, got "
             f"{show(values)} for {samples} samples.",
         )
-        mean = values.sum() / (samples if weights is None else weights.sum())
-        expected = own.mean() if own.ndim else own
-        alike = [torch.allclose(x, expected, rtol=1e-3, atol=1e-6, equal_nan=True)
-                 for x in (mean, values.sum())]  # fmt: skip
+        near = functools.partial(  # rounding of half precision is above 1e-3
+            torch.allclose, rtol=max(1e-3, 16 * torch.finfo(own.dtype).eps), atol=1e-6,
+            equal_nan=True,
+        )  # fmt: skip
         require(
-            any(alike),
+            near(values[:half], part),
+            "Objective: loss must be a mean or a sum over samples, got "
+            f"{self.name}, whose value for a sample depends on the others of its batch.",
+        )
+        total = values.double().sum()
+        mean = total / (samples if weights is None else weights.double().sum())
+        expected = (own.mean() if own.ndim else own).double()
+        require(
+            near(mean, expected) or near(total, expected),
             "Objective: loss must be a mean or a sum over samples, got "
             f"{self.name} = {expected.item():.6g} where the mean over samples is "
             f"{mean.item():.6g}. "
@@ -113,26 +130,55 @@ class SampleLoss:
         )
 
 
-def _own_value(loss: Loss, outputs: Any, targets: Any) -> Tensor:
-    """What the user's loss says of a batch, in the objective's precision and on its device."""
-    if isinstance(loss, nn.Module) and isinstance(outputs, Tensor):
-        loss = copy.deepcopy(loss).to(device=outputs.device, dtype=outputs.dtype)
-    try:
-        return loss(outputs, targets)
-    except Exception as error:
-        raise ValueError(
-            "Objective: loss must accept (outputs, targets), got "
-            f"outputs {show(outputs)} and targets {show(targets)}: {error}"
-        ) from error
+def _name(loss: Loss) -> str:
+    function = loss.func if isinstance(loss, functools.partial) else loss
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def _beside(outputs: Any, loss: Loss) -> Loss:
+    """A copy of a loss module on the device and in the precision of the outputs."""
+    if not isinstance(loss, nn.Module):
+        return loss
+    tensors = (x for x in pytree.tree_leaves(outputs) if isinstance(x, Tensor))
+    like = next((x for x in tensors if x.is_floating_point()), None)
+    loss = copy.deepcopy(loss)
+    return loss if like is None else loss.to(like.device, like.dtype)
+
+
+def _first_samples(tree: Any, count: int, samples: int) -> Any:
+    return pytree.tree_map(lambda leaf: leaf[:count] if _has_samples(leaf, samples) else leaf, tree)
+
+
+def _has_samples(leaf: Any, samples: int) -> bool:
+    return isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == samples
+
+
+def _choose_terms(
+    loss: Loss, own: Tensor, outputs: Any, targets: Any
+) -> Callable[[Any, Any], PerSample]:
+    samples = sample_count(targets)
+    reduction = getattr(loss, "reduction", None)
+    if isinstance(loss, nn.Module) and reduction in ("mean", "sum", "none", "batchmean"):
+        terms = _ModuleTerms(loss, reduction)
+        with contextlib.suppress(Exception):  # a user's module need not know "none"
+            if _has_samples(terms.loss(outputs, targets), samples):
+                return terms
+    if _has_samples(own, samples):
+        return _vector_terms(loss)
+    require(
+        own.ndim == 0,
+        "Objective: loss must return a scalar or one value per sample, got "
+        f"{show(own)} for {samples} samples.",
+    )
+    return _scalar_terms(loss)
 
 
 class _ModuleTerms:
     """A torch loss module, term by term."""
 
-    def __init__(self, loss: nn.Module, reduction: str, like: Tensor) -> None:
-        self.loss = copy.deepcopy(loss).to(device=like.device, dtype=like.dtype)
+    def __init__(self, loss: nn.Module, reduction: str) -> None:
+        self.loss, self.reduction = copy.copy(loss), reduction
         self.loss.reduction = "none"  # type: ignore[assignment]
-        self.reduction = reduction
 
     def __call__(self, outputs: Any, targets: Any) -> PerSample:
         terms = self.loss(outputs, targets)
@@ -163,12 +209,19 @@ def _vector_terms(loss: Loss) -> Callable[[Any, Any], PerSample]:
 
 
 def _scalar_terms(loss: Loss) -> Callable[[Any, Any], PerSample]:
-    def single(output: Any, target: Any) -> Tensor:
-        one = lambda tree: pytree.tree_map(lambda leaf: leaf[None], tree)  # noqa: E731
-        return loss(one(output), one(target))
-
     def terms(outputs: Any, targets: Any) -> PerSample:
-        return PerSample(torch.func.vmap(single)(outputs, targets))
+        samples = sample_count(targets)
+        leaves, structure = pytree.tree_flatten((outputs, targets))
+        # what has no sample axis, such as the state of a recurrent net, is passed as it is
+        axes = [0 if _has_samples(leaf, samples) else None for leaf in leaves]
+
+        def single(*parts: Any) -> Tensor:
+            batch = [
+                part if axis is None else part[None] for part, axis in zip(parts, axes, strict=True)
+            ]
+            return loss(*pytree.tree_unflatten(batch, structure))
+
+        return PerSample(torch.func.vmap(single, in_dims=tuple(axes))(*leaves))
 
     return terms
 
@@ -183,10 +236,12 @@ def accuracy_metric(
     """
     if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor)):
         return None
+    loss = as_module(loss)
     indices = not (
         targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool
     )
-    if indices and outputs.ndim == targets.ndim + 1 and outputs.shape[2:] == targets.shape[1:]:
+    scores = outputs.ndim == targets.ndim + 1 and outputs.shape[1] > 1
+    if indices and scores and outputs.shape[2:] == targets.shape[1:]:
         ignored = getattr(loss, "ignore_index", None)
 
         def of_class(outputs: Tensor, targets: Tensor) -> PerSample:

@@ -2,19 +2,18 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from pylandscape._checks import require, show
+from pylandscape._checks import alike, require, show
+from pylandscape._version import __version__
 from pylandscape.data import Samples
 from pylandscape.directions import Directions
 from pylandscape.engines.eager import MOMENTS, EagerEngine
 from pylandscape.engines.module import PROBE_SAMPLES, Buffers, FunctionalModule
-from pylandscape.losses import Loss, PerSample, SampleLoss, accuracy_metric
+from pylandscape.losses import Loss, PerSample, SampleLoss, accuracy_metric, sample_count
 from pylandscape.parameters import ParameterSpace, unwrap
 
 BATCHNORM_POLICIES = ("frozen", "batch", "recompute")
@@ -25,6 +24,8 @@ ENGINES = ("auto", "torch")
 CPU_BATCH_CONVOLUTION = 64
 CPU_BATCH = 1024
 GPU_BATCH = 1024
+
+RESERVED_METRICS = ("loss", "loss_stderr", "evaluated", "alpha", "beta", "gamma", "delta")
 
 
 class Interrupted(KeyboardInterrupt):
@@ -56,10 +57,11 @@ class Objective:
             samples, or one value per sample.
         data: (inputs, targets) tensors, a Dataset or a DataLoader of such pairs. Inputs may be a
             tensor, a tuple (positional arguments) or a dict (keyword arguments). Read once and kept
-            where half of the free memory suffices.
+            where half of the free memory suffices, otherwise read anew on every pass, in the
+            loader's batches.
         batchnorm: `frozen` - the running statistics of the model (Li et al. 2018); `recompute` -
-            statistics estimated anew over the data at every point (Garipov et al. 2018); `batch` -
-            those of each batch, so that L depends on `batch_size`.
+            statistics estimated anew over the data at every point (Garipov et al. 2018), constants
+            in derivatives; `batch` - those of each batch, so that L depends on `batch_size`.
         engine: `auto` or `torch`.
         dtype: precision of parameters, data and results; default that of the model's parameters.
         batch_size: samples per forward pass; the default fits the device.
@@ -68,6 +70,7 @@ class Objective:
         metrics: further quantities by name, callables (outputs, targets) -> one value per sample.
 
     Raises:
+        TypeError: a model that is no module, data of an unknown kind, a loss that is not callable.
         ValueError: shapes of data that do not fit, a loss that is no mean over samples, no
             trainable parameters, a loader that shuffles or augments, a model that gives another
             output on a second pass.
@@ -96,8 +99,8 @@ class Objective:
         metrics: Mapping[str, Callable[[Any, Any], Tensor]] | None = None,
     ) -> None:
         require(
-            isinstance(model, nn.Module),
-            f"Objective: model must be a torch.nn.Module, got {show(model)}.",
+            isinstance(model, nn.Module) and not isinstance(model, torch.jit.ScriptModule),
+            f"Objective: model must be a torch.nn.Module in Python, got {show(model)}.",
             TypeError,
         )
         require(
@@ -209,7 +212,9 @@ class Objective:
         center = self._point(center, "evaluate_along")
         self.check_directions(directions, "evaluate_along")
         require(
-            coordinates.ndim == 2 and coordinates.shape[1] == len(directions),
+            isinstance(coordinates, Tensor)
+            and coordinates.ndim == 2
+            and coordinates.shape[1] == len(directions),
             f"evaluate_along: coordinates must have shape [K, {len(directions)}], got "
             f"{show(coordinates)}.",
         )
@@ -245,7 +250,7 @@ class Objective:
             "device": self.device.type,
             "engine": self.engine,
             "batchnorm": self.batchnorm if self.has_batchnorm else "none in the model",
-            "pylandscape": version("pylandscape"),
+            "pylandscape": __version__,
             "torch": torch.__version__,
         }
 
@@ -333,38 +338,67 @@ class Objective:
         metrics: Mapping[str, Callable[[Any, Any], Tensor]],
         batch_size: int | None,
     ) -> EagerEngine:
-        if batch_size is None:
-            convolution = any(isinstance(m, nn.modules.conv._ConvNd) for m in self.model.modules())
-            cpu = CPU_BATCH_CONVOLUTION if convolution else CPU_BATCH
-            batch_size = cpu if self.device.type == "cpu" else GPU_BATCH
+        batch_size = self._choose_batch_size(batch_size)
         module = FunctionalModule(self.model, self.space, self.data, self.batchnorm, batch_size)
         inputs, targets = self.data.first(PROBE_SAMPLES)
-        outputs = _probe(module, self.center, inputs)
-        measures: dict[str, Callable[[Any, Any], PerSample]] = {
-            name: _as_measure(metric) for name, metric in metrics.items()
+        outputs = _probe(module, inputs)
+        terms = SampleLoss(loss, outputs, targets)
+        measures = {
+            name: _as_measure(name, metric, outputs, targets) for name, metric in metrics.items()
         }
         accuracy = accuracy_metric(loss, outputs, targets)
         if accuracy is not None:
             measures.setdefault("accuracy", accuracy)
-        return EagerEngine(module, SampleLoss(loss, outputs, targets), measures)
+        return EagerEngine(module, terms, measures)
+
+    def _choose_batch_size(self, wanted: int | None) -> int:
+        if wanted is None:
+            convolution = any(isinstance(m, nn.modules.conv._ConvNd) for m in self.model.modules())
+            cpu = CPU_BATCH_CONVOLUTION if convolution else CPU_BATCH
+            size = cpu if self.device.type == "cpu" else GPU_BATCH
+        else:
+            size = wanted
+        if self.batchnorm != "frozen" and self.data.in_memory:
+            # a batch of one sample has no variance
+            while wanted is None and self.samples % size == 1 and size > 2:
+                size -= 1
+            require(
+                self.samples % size != 1 and size > 1,
+                f"Objective: batch_size must not leave a batch of one sample where BatchNorm uses "
+                f"batch statistics, got {size} for {self.samples} samples.",
+            )
+        return size
 
 
-def _probe(module: FunctionalModule, center: Tensor, inputs: Any) -> Any:
+def _probe(module: FunctionalModule, inputs: Any) -> Any:
     """The outputs for one batch, after a second pass has given the same ones."""
-    first, second = (pytree.tree_leaves(module.outputs(center, inputs)) for _ in range(2))
-    same = all(
-        torch.allclose(a, b, rtol=1e-4, atol=1e-6, equal_nan=True)
-        for a, b in zip(first, second, strict=True)
-    )
+    outputs = module.outputs(inputs)
     require(
-        same,
+        alike(outputs, module.outputs(inputs), rtol=1e-4, atol=1e-6),
         "Objective: model must give the same outputs on every pass, got others on the second. "
         "Turn off what is random in evaluation mode (dropout by F.dropout, noise).",
     )
-    return module.outputs(center, inputs)
+    return outputs
 
 
-def _as_measure(metric: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], PerSample]:
+def _as_measure(
+    name: str, metric: Callable[[Any, Any], Tensor], outputs: Any, targets: Any
+) -> Callable[[Any, Any], PerSample]:
+    """A user's metric as terms per sample, tried on one batch."""
+    require(
+        isinstance(name, str) and name.isidentifier() and name not in RESERVED_METRICS,
+        f"Objective: metrics must have names of their own, got {show(name)}.",
+    )
+    require(
+        callable(metric), f"Objective: metrics must be callable, got {show(metric)}.", TypeError
+    )
+    values, samples = metric(outputs, targets), sample_count(targets)
+    require(
+        isinstance(values, Tensor) and values.ndim > 0 and len(values) == samples,
+        f"Objective: metrics must give one value per sample, got {show(values)} from {name!r} for "
+        f"{samples} samples.",
+    )
+
     def measure(outputs: Any, targets: Any) -> PerSample:
         values = metric(outputs, targets)
         return PerSample(values.reshape(len(values), -1).double().mean(1))

@@ -14,6 +14,7 @@ from pylandscape.objective import Interrupted, Objective
 from pylandscape.progress import progress_bar
 
 AXES = ("alpha", "beta", "gamma", "delta")
+NUMBER = (int, float, np.integer, np.floating)
 Range = float | tuple[float, float]
 
 
@@ -155,39 +156,47 @@ def _sample(
 
 
 def _axes(kind: str, dimensions: int, extent: Any, resolution: Any) -> list[np.ndarray]:
-    """The coordinates of each axis, float64."""
-    counts = [resolution] * dimensions if isinstance(resolution, int) else list(resolution)
+    """The coordinates of each axis, float64; zero exactly in the middle of an odd symmetric one."""
+    counts = list(resolution) if _is_sequence(resolution) else [resolution] * dimensions
     require(
-        len(counts) == dimensions and all(isinstance(n, int) and n >= 2 for n in counts),
+        len(counts) == dimensions
+        and all(isinstance(n, (int, np.integer)) and n >= 2 for n in counts),
         f"{kind}: resolution must be an integer >= 2 or {dimensions} of them, got "
         f"{show(resolution)}.",
     )
-    each = _ranges(extent, dimensions)
-    usable = each is not None and all(
-        len(r) == 2 and np.isfinite(r).all() and r[0] < r[1] for r in each
-    )
+    ranges = _ranges(extent, dimensions)
     require(
-        usable,
+        ranges is not None and all(np.isfinite(r).all() and r[0] < r[1] for r in ranges),
         f"{kind}: extent must be a positive number, a range (low, high) with low < high, or "
         f"{dimensions} ranges, got {show(extent)}.",
     )
-    assert each is not None
-    return [np.linspace(*r, n) for r, n in zip(each, counts, strict=True)]
+    assert ranges is not None
+    axes = [np.linspace(low, high, n) for (low, high), n in zip(ranges, counts, strict=True)]
+    return [
+        (axis - axis[::-1]) / 2 if low == -high else axis
+        for axis, (low, high) in zip(axes, ranges, strict=True)
+    ]
 
 
 def _ranges(extent: Any, dimensions: int) -> list[tuple[float, float]] | None:
     """One (low, high) per axis; None for what cannot be read so."""
 
-    def one(value: Any) -> tuple[float, float]:
-        return (-value, value) if isinstance(value, (int, float)) else tuple(value)
+    def one(value: Any) -> tuple[float, float] | None:
+        if isinstance(value, NUMBER):
+            return -float(value), float(value)
+        pair = _is_sequence(value) and len(value) == 2 and all(isinstance(v, NUMBER) for v in value)
+        return (float(value[0]), float(value[1])) if pair else None
 
-    try:
-        if isinstance(extent, (int, float)) or all(isinstance(v, (int, float)) for v in extent):
-            return [one(extent)] * dimensions
-        ranges = [one(value) for value in extent]
-    except TypeError:
-        return None
-    return ranges if len(ranges) == dimensions else None
+    same = one(extent)
+    if same is not None:
+        return [same] * dimensions
+    ranges = [one(value) for value in extent] if _is_sequence(extent) else []
+    found = [r for r in ranges if r is not None]
+    return found if len(found) == len(ranges) == dimensions else None
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, (tuple, list, np.ndarray))
 
 
 def _dataset(

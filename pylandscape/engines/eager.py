@@ -1,8 +1,9 @@
 """The torch engine: the module through eager PyTorch, the reference for every other engine."""
 
-import contextlib
+import functools
+import itertools
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,9 +15,11 @@ from pylandscape.engines.module import Buffers, FunctionalModule
 from pylandscape.losses import PerSample, SampleLoss
 
 Metric = Callable[[Any, Any], PerSample]
+Slopes = list[Tensor | None]  # one per parameter tensor
 
 # Float64 sums over the samples, per point and metric: of a, a^2, a b, b, b^2.
 MOMENTS = 5
+STREAM_BYTES = 256 << 20  # of points that share one reading of the samples
 
 
 class EagerEngine:
@@ -37,30 +40,32 @@ class EagerEngine:
         """For each point [P], float64 sums [1 + metrics, 5]: the loss first, see `MOMENTS`.
 
         Point by point where the samples are kept in memory; otherwise every batch that is read
-        serves all the points.
+        serves many points.
         """
         points = zip(vectors, buffers, strict=False)
-        if self.module.samples.in_memory:
-            for point in points:
-                yield self._moments_of([point])[0]
-        else:
-            yield from self._moments_of(list(points))
+        together = 1
+        if not self.module.samples.in_memory:
+            bytes_of_point = self.space.size * self.module.samples.dtype.itemsize
+            together = max(1, STREAM_BYTES // bytes_of_point)
+        while part := list(itertools.islice(points, together)):
+            yield from self._moments_of(part)
 
     def loss_and_gradient(self, vector: Tensor) -> tuple[Tensor, Tensor]:
         """The mean loss (float64 scalar) and its gradient [P] in the dtype of `vector`."""
         loss = torch.zeros((), dtype=torch.float64, device=vector.device)
         total = torch.zeros_like(vector, dtype=torch.float64)
-        with self.module.evaluating(), _differentiable_attention():
+        with self.module.evaluating(), sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
             state = self.module.state(vector.detach())
-            point = {e.name: state[e.name].detach().requires_grad_() for e in self.space.entries}
-            for inputs, targets in self.module.batches():
-                with torch.enable_grad():
-                    terms = self.loss(
-                        self.module.forward({**state, **point}, inputs), targets
-                    ).values.sum()
-                    slopes = torch.autograd.grad(terms, list(point.values()), allow_unused=True)
+            leaves = {e.name: state[e.name].detach().requires_grad_() for e in self.space.entries}
+            for batch in self.module.batches():
+
+                def run(batch: Any = batch) -> tuple[Tensor, Slopes]:
+                    terms = self._sum_of(batch)
+                    return terms.detach(), _slopes(terms, leaves)
+
+                terms, slopes = self.module.within({**state, **leaves}, run)
+                loss += terms
                 self._add(total, slopes)
-                loss += terms.detach()
         return loss / self.total_weight, (total / self.total_weight).to(vector.dtype)
 
     def hessian_vector_product(self, vector: Tensor, direction: Tensor) -> Tensor:
@@ -69,23 +74,14 @@ class EagerEngine:
         Under the BatchNorm policy `recompute` the statistics count as constants.
         """
         total = torch.zeros_like(vector, dtype=torch.float64)
-        with self.module.evaluating(), _differentiable_attention():
+        with self.module.evaluating(), sdpa_kernel(SDPBackend.MATH):
             state = self.module.state(vector.detach())
-            point = {entry.name: state.pop(entry.name).detach() for entry in self.space.entries}
-            tangent = self.module.layout(self.space.unflatten(direction.detach()))
-            for inputs, targets in self.module.batches():
-
-                def terms(
-                    parameters: dict[str, Tensor], x: Any = inputs, y: Any = targets
-                ) -> Tensor:
-                    return self.loss(
-                        self.module.forward({**state, **parameters}, x), y
-                    ).values.sum()
-
-                self._add(total, self._product(terms, point, tangent))
+            tangents = self.module.layout(self.space.unflatten(direction.detach()))
+            for batch in self.module.batches():
+                self._add(total, self._product(state, tangents, batch))
         return (total / self.total_weight).to(vector.dtype)
 
-    @cached_property
+    @functools.cached_property
     def total_weight(self) -> float:
         """The sum of the loss's weights over all samples: N where the loss has none."""
         return sum(self.loss.weight(y) for _, y in self.module.batches())
@@ -103,36 +99,59 @@ class EagerEngine:
             measures: list[Metric] = [self.loss, *self.metrics.values()]
             for inputs, targets in self.module.batches():
                 for point_sums, state in zip(sums, states, strict=True):
-                    outputs = self.module.forward(state, inputs)
+                    outputs = self.module.within(state, functools.partial(self.module.call, inputs))
                     for row, measure in zip(point_sums, measures, strict=True):
                         row += _sums(measure(outputs, targets))
         return sums
 
-    def _product(
-        self, terms: Callable[[dict[str, Tensor]], Tensor], point: Any, tangent: Any
-    ) -> Iterable[Tensor | None]:
-        if self._forward_mode:
-            try:
-                return jvp(grad(terms), (point,), (tangent,))[1].values()
-            except (NotImplementedError, RuntimeError) as error:
-                if "forward" not in str(error).lower():
-                    raise
-                self._forward_mode = False
-        with torch.enable_grad():
-            leaves = {name: tensor.detach().requires_grad_() for name, tensor in point.items()}
-            slopes = torch.autograd.grad(
-                terms(leaves), list(leaves.values()), create_graph=True, allow_unused=True
-            )
-            along = sum(
-                (slope * tangent[name]).sum()
-                for name, slope in zip(leaves, slopes, strict=True)
-                if slope is not None and slope.requires_grad
-            )
-            if not isinstance(along, Tensor):  # a loss linear in every parameter
-                return [None] * len(leaves)
-            return torch.autograd.grad(along, list(leaves.values()), allow_unused=True)
+    def _sum_of(self, batch: Any) -> Tensor:
+        """The sum of the loss terms of one batch, with the module's tensors as they are now."""
+        inputs, targets = batch
+        return self.loss(self.module.call(inputs), targets).values.sum()
 
-    def _add(self, total: Tensor, slopes: Iterable[Tensor | None]) -> None:
+    def _product(self, state: dict[str, Tensor], tangents: dict[str, Tensor], batch: Any) -> Slopes:
+        """The derivative along `tangents` of the slopes of one batch."""
+        point = {name: state[name].detach() for name in tangents}
+        if not self._forward_mode:
+            return self._product_in_reverse(state, point, tangents, batch)
+
+        def terms(parameters: dict[str, Tensor]) -> Tensor:
+            return self.module.within({**state, **parameters}, lambda: self._sum_of(batch))
+
+        _load_forward_mode()
+        try:
+            return list(jvp(grad(terms), (point,), (tangents,))[1].values())
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            # An operator without forward mode, an old-style autograd.Function, a backward hook,
+            # activation checkpointing. Any other error comes again here.
+            product = self._product_in_reverse(state, point, tangents, batch)
+            self._forward_mode = False
+            return product
+
+    def _product_in_reverse(
+        self,
+        state: dict[str, Tensor],
+        point: dict[str, Tensor],
+        tangents: dict[str, Tensor],
+        batch: Any,
+    ) -> Slopes:
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in point.items()}
+
+        def run() -> Slopes:
+            slopes = _slopes(self._sum_of(batch), leaves, create_graph=True)
+            along = [
+                (slope * tangents[name]).sum()
+                for name, slope in zip(leaves, slopes, strict=True)
+                if slope is not None
+            ]
+            return _slopes(torch.stack(along).sum(), leaves) if along else slopes
+
+        with torch.enable_grad():
+            return self.module.within({**state, **leaves}, run)
+
+    def _add(self, total: Tensor, slopes: Slopes) -> None:
         for entry, slope in zip(self.space.entries, slopes, strict=True):
             if slope is not None:
                 total[entry.slice] += slope.detach().reshape(-1)
@@ -148,13 +167,20 @@ def _sums(term: PerSample) -> Tensor:
     return torch.stack((a.sum(), a @ a, a @ b, b.sum(), b @ b))
 
 
-@contextlib.contextmanager
-def _differentiable_attention() -> Iterator[None]:
-    """Attention by plain matrix products: the fused kernels have no second derivative."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+def _slopes(value: Tensor, leaves: dict[str, Tensor], create_graph: bool = False) -> Slopes:
+    """The gradient of a scalar, None for leaves that it does not depend on."""
+    if not value.requires_grad:
+        return [None] * len(leaves)
+    return list(
+        torch.autograd.grad(
+            value, list(leaves.values()), create_graph=create_graph, allow_unused=True
+        )
+    )
+
+
+@functools.cache
+def _load_forward_mode() -> None:
+    """The first use makes torch compile decompositions through torch.jit, which it deprecates."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")
+        jvp(torch.sin, (torch.zeros(1),), (torch.ones(1),))

@@ -1,13 +1,14 @@
 """The user's module as a function of its flat parameter vector.
 
-The module's parameters are never written. What a pass needs to change on the module (training
-flags, BatchNorm's way of working) is put back when the pass ends, also after an exception or
-Ctrl-C.
+The module's parameters are never written. What a pass changes on the module (training flags,
+BatchNorm's way of working, tensors that a forward stores as attributes) is put back when the pass
+ends, also after an exception or Ctrl-C.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from functools import cached_property
+import functools
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
+from pylandscape._checks import alike, shapes
 from pylandscape.data import Samples
+from pylandscape.losses import sample_count
 from pylandscape.parameters import ParameterSpace
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -42,6 +45,7 @@ class FunctionalModule:
     ) -> None:
         self.model, self.space, self.samples = model, space, samples
         self.batchnorm, self.batch_size = batchnorm, batch_size
+        self._caller = _Caller(model)
         self.channels_last = False
         self.channels_last = self._channels_last_works()
         if self.channels_last:
@@ -50,29 +54,52 @@ class FunctionalModule:
     def batches(self) -> Iterator[tuple[Any, Any]]:
         return self.samples.batches(self.batch_size)
 
-    def outputs(self, vector: Tensor, inputs: Any) -> Any:
-        """What the module gives for one batch of inputs."""
-        with torch.no_grad(), self.evaluating():
-            return self.forward(self.state(vector), inputs)
+    def outputs(self, inputs: Any) -> Any:
+        """What the user's module gives for one batch of inputs.
 
-    def forward(self, state: Mapping[str, Tensor], inputs: Any) -> Any:
-        """One batch through the module with its tensors taken from `state`."""
+        Raises:
+            ValueError: the module does not run on them.
+        """
+        center = self.space.flatten(self.model, self.samples.dtype, self.samples.device)
+        try:
+            with torch.no_grad(), self.evaluating():
+                return self.within(
+                    self.state(center, buffers={}), functools.partial(self.call, inputs)
+                )
+        except Exception as error:
+            raise ValueError(
+                "Objective: data must hold inputs that the model runs on, got inputs of shape "
+                f"{shapes(inputs)}: {type(error).__name__}: {error}"
+            ) from error
+
+    def within(self, state: Mapping[str, Tensor], run: Callable[[], Any]) -> Any:
+        """`run()` with the module's tensors replaced by those of `state`.
+
+        A backward pass belongs inside: activation checkpointing runs the module again in it.
+        """
+        prefixed = {f"model.{name}": tensor for name, tensor in state.items()}
+        return functional_call(self._caller, prefixed, (run,))
+
+    def call(self, inputs: Any) -> Any:
+        """One batch through the module with its tensors as they are now."""
         if self.channels_last and not self.samples.in_memory:
             inputs = pytree.tree_map(_as_channels_last, inputs)
         if isinstance(inputs, Mapping):
-            return functional_call(self.model, dict(state), (), dict(inputs))
-        args = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
-        return functional_call(self.model, dict(state), args)
+            return self.model(**inputs)
+        return self.model(*inputs) if isinstance(inputs, (tuple, list)) else self.model(inputs)
 
     def state(self, vector: Tensor, buffers: Buffers | None = None) -> dict[str, Tensor]:
-        """Every tensor of the module by name: the parameters from `vector`, the rest as it is."""
+        """Every tensor of the module by name: the parameters from `vector`, the rest as it is.
+
+        Buffers are copies, for a forward may change them.
+        """
         varied = {entry.name for entry in self.space.entries}
-        rest = (*self.model.named_parameters(), *self.model.named_buffers())
-        state = {name: self._cast(t.detach()) for name, t in rest if name not in varied}
+        state = {n: p.detach() for n, p in self.model.named_parameters() if n not in varied}
+        state |= {name: buffer.detach().clone() for name, buffer in self.model.named_buffers()}
+        state |= buffers or {}
+        state = {name: self._cast(tensor) for name, tensor in state.items()}
         state |= self.layout(self.space.unflatten(vector))
-        if buffers is not None:
-            state |= {name: self._cast(tensor) for name, tensor in buffers.items()}
-        elif self.batchnorm == "recompute" and self.norms:
+        if buffers is None and self.batchnorm == "recompute" and self.norms:
             state |= self._recomputed(state)
         return state
 
@@ -84,7 +111,7 @@ class FunctionalModule:
             return parameters
         return {name: _as_channels_last(tensor) for name, tensor in parameters.items()}
 
-    @cached_property
+    @functools.cached_property
     def norms(self) -> dict[str, BatchNorm]:
         """The BatchNorm layers that use running statistics."""
         return {
@@ -97,35 +124,46 @@ class FunctionalModule:
     def _recomputed(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Running statistics of BatchNorm as averages over the samples, weighted by batch size."""
         fresh: dict[str, Tensor] = {}
-        for name, module in self.norms.items():
+        for name, norm in self.norms.items():
             prefix = f"{name}." if name else ""
             fresh |= {
-                prefix + key: buffer.detach().clone().to(state[prefix + key].dtype)
-                for key, buffer in module.named_buffers(recurse=False)
+                prefix + key: torch.zeros_like(state[prefix + key])
+                for key, _ in norm.named_buffers(recurse=False)
             }
         seen = 0
-        with _attributes({module: {"training": True} for module in self.norms.values()}):
+        with _unchanged(self.model):
             for inputs, targets in self.batches():
-                count = len(pytree.tree_leaves(targets)[0])
-                share = {
-                    module: {"momentum": count / (seen + count)} for module in self.norms.values()
-                }
-                with _attributes(share):
-                    self.forward({**state, **fresh}, inputs)
+                count = sample_count(targets)
                 seen += count
+                for norm in self.norms.values():
+                    norm.training, norm.momentum = True, count / seen
+                self.within({**state, **fresh}, functools.partial(self.call, inputs))
         return fresh
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Evaluation mode, with BatchNorm as the policy says; the module's own flags come back."""
-        wanted: dict[nn.Module, dict[str, Any]] = {
-            module: {"training": False} for module in self.model.modules()
-        }
-        if self.batchnorm == "batch":
-            for module in self.norms.values():  # batch statistics, running ones left alone
-                wanted[module] = {"training": True, "track_running_stats": False}
-        with _attributes(wanted):
-            yield
+        """Evaluation mode, with BatchNorm as the policy says; the module comes back unchanged.
+
+        Attention stays on its differentiable path, whose outputs differ from those of the fast one
+        at padded positions: the loss, its gradient and its Hessian are of one function.
+        """
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            with _unchanged(self.model):
+                for module in self.model.modules():
+                    module.__dict__.update(
+                        training=False,
+                        _compiled_call_impl=None,  # `model.compile()`
+                        _backward_hooks=OrderedDict(),  # they see or change users' gradients only
+                        _backward_pre_hooks=OrderedDict(),
+                    )
+                if self.batchnorm == "batch":
+                    for norm in self.norms.values():  # the running statistics are left alone
+                        norm.training, norm.track_running_stats = True, False
+                yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
 
     @torch.no_grad()
     def _channels_last_works(self) -> bool:
@@ -141,19 +179,15 @@ class FunctionalModule:
             and all(leaf.ndim == 4 for leaf in pytree.tree_leaves(inputs))
         ):
             return False
-        center = self.space.flatten(self.model, self.samples.dtype, self.samples.device)
-        plain = self.outputs(center, inputs)
+        plain = self.outputs(inputs)
         self.channels_last = True
         try:
-            other = self.outputs(center, pytree.tree_map(_as_channels_last, inputs))
-        except RuntimeError:
+            other = self.outputs(pytree.tree_map(_as_channels_last, inputs))
+        except ValueError:
             return False
         finally:
             self.channels_last = False
-        return all(
-            torch.allclose(a, b, rtol=1e-3, atol=1e-5, equal_nan=True)
-            for a, b in zip(pytree.tree_leaves(plain), pytree.tree_leaves(other), strict=True)
-        )
+        return alike(plain, other, rtol=1e-3, atol=1e-5)
 
 
 def _as_channels_last(tensor: Tensor) -> Tensor:
@@ -164,17 +198,41 @@ def _as_channels_last(tensor: Tensor) -> Tensor:
     return out.copy_(tensor)
 
 
+class _Caller(nn.Module):
+    """Owns the user's module, so that `functional_call` replaces its tensors for a whole `run`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, run: Callable[[], Any]) -> Any:
+        return run()
+
+
 @contextlib.contextmanager
-def _attributes(wanted: Mapping[Any, Mapping[str, Any]]) -> Iterator[None]:
-    """Attributes of modules set for a while, then put back."""
-    before = {
-        module: {name: getattr(module, name) for name in values}
-        for module, values in wanted.items()
-    }
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Puts back every attribute, parameter, buffer and submodule of all modules.
+
+    Ctrl-C may come while tensors are replaced, or while they are put back.
+    """
+    slots: list[dict[str, Any]] = [
+        slot
+        for module in model.modules()
+        for slot in (module.__dict__, module._parameters, module._buffers, module._modules)
+    ]
+    before = [dict(slot) for slot in slots]
+
+    def restore() -> None:
+        for slot, values in zip(slots, before, strict=True):
+            slot.update(values)
+            for name in slot.keys() - values.keys():
+                del slot[name]
+
     try:
-        for module, values in wanted.items():
-            module.__dict__.update(values)
         yield
     finally:
-        for module, values in before.items():
-            module.__dict__.update(values)
+        try:
+            restore()
+        except KeyboardInterrupt:
+            restore()
+            raise
