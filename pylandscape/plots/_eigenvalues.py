@@ -1,0 +1,126 @@
+"""The extreme eigenvalues of the Hessian, with their errors."""
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, MaxNLocator
+
+from pylandscape._checks import require, show
+from pylandscape.plots import _style
+from pylandscape.plots._caption import compose
+from pylandscape.plots._values import Floats, number_texts
+
+MOST_TEXTS = 12  # so many eigenvalues have room for their numbers
+
+
+@_style.in_style
+def eigenvalues(pairs: Any, ax: Axes | None = None, *, caption: bool = True) -> Figure:
+    """The eigenvalues of `eigenpairs` as stems, largest first, with their residuals as error bars.
+
+    The residual ||H v - value v|| bounds the distance to the nearest eigenvalue. Positive values
+    are blue, negative ones orange. Hollow heads mean that the iteration had not converged.
+
+    Args:
+        pairs: `Eigenpairs`, or anything with vectors `values` and `residuals` [k] and, if it has
+            them, `converged` and a mapping `attrs` for the caption.
+        ax: where to draw; None makes a new figure.
+        caption: whether a new figure carries its caption, with the largest residual.
+
+    Returns:
+        The figure that holds the drawing.
+
+    Raises:
+        TypeError: if `pairs` has no `values` or `residuals`.
+        ValueError: if these are not two finite vectors of one length.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> import pylandscape.plots as plots
+        >>> pairs = SimpleNamespace(values=[30.0, 4.0, -0.5], residuals=[0.01, 0.01, 0.01])
+        >>> plots.eigenvalues(pairs).axes[0].get_ylabel()
+        'eigenvalue'
+    """
+    values, residuals = _read(pairs)
+    if ax is None:
+        (ax,) = _style.new_panels((1.9,))
+    order = np.argsort(-values)
+    values, residuals = values[order], residuals[order]
+    rank = np.arange(1.0, len(values) + 1)
+    converged = bool(getattr(pairs, "converged", True))
+    ax.axhline(0, color="black", linewidth=0.6)
+    for chosen, color in ((values >= 0, _style.BLUE), (values < 0, _style.RED)):
+        ax.vlines(rank[chosen], 0, values[chosen], color=color, linewidth=1.2)
+        ax.errorbar(
+            rank[chosen],
+            values[chosen],
+            residuals[chosen],
+            color=color,
+            linestyle="none",
+            marker="o",
+            markersize=3.5,
+            markerfacecolor=color if converged else "white",
+            capsize=2.5,
+            elinewidth=0.8,
+        )
+    if len(values) <= MOST_TEXTS:
+        _write_values(ax, rank, values, residuals)
+    ax.set_xlim(0.4, len(values) + 0.6)
+    few = FixedLocator(rank.tolist()) if len(values) <= MOST_TEXTS else None
+    ax.xaxis.set_major_locator(few or MaxNLocator(8, integer=True))
+    ax.set_xlabel("rank")
+    ax.set_ylabel("eigenvalue")
+    if not converged:
+        hollow = Line2D(
+            [0], [0], linestyle="none", marker="o", markersize=3.5, color=_style.GREY,
+            markerfacecolor="white", label="not converged",
+        )  # fmt: skip
+        _style.legend_above(ax, [hollow])
+    note = f"Bars: residuals, at most {residuals.max():.1g}."
+    return _style.finish(ax, compose(caption, pairs, note))
+
+
+def _read(pairs: Any) -> tuple[Floats, Floats]:
+    where = "plots.eigenvalues"
+    require(
+        hasattr(pairs, "values") and hasattr(pairs, "residuals"),
+        f"{where}: pairs must have values and residuals, got {show(pairs)}. "
+        "Make it with eigenpairs.",
+        TypeError,
+    )
+    values, residuals = _array(pairs.values), _array(pairs.residuals)
+    require(
+        values.ndim == 1 and len(values) > 0 and values.shape == residuals.shape,
+        f"{where}: values and residuals of pairs must be vectors of one length, got shapes "
+        f"{list(values.shape)} and {list(residuals.shape)}.",
+    )
+    require(
+        bool(np.isfinite(values).all() and np.isfinite(residuals).all()),
+        f"{where}: values and residuals of pairs must be finite, got NaN or inf.",
+    )
+    return values, residuals
+
+
+def _array(numbers: Any) -> Floats:
+    """A float64 array from a list, an array, or a tensor on any device."""
+    if hasattr(numbers, "detach"):
+        numbers = numbers.detach().cpu()
+    return np.asarray(numbers, dtype=np.float64)
+
+
+def _write_values(ax: Axes, rank: Floats, values: Floats, residuals: Floats) -> None:
+    """The numbers beyond the heads and bars, and room for them."""
+    for x, value, residual in zip(rank, values, residuals, strict=True):
+        sign = 1 if value >= 0 else -1
+        ax.annotate(
+            number_texts([float(f"{value:.3g}")])[0],
+            (x, value + sign * residual),
+            (0, 4 * sign),
+            textcoords="offset points",
+            ha="center",
+            va="bottom" if sign > 0 else "top",
+            fontsize=6,
+        )
+    ax.margins(y=0.15)
