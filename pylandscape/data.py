@@ -107,14 +107,16 @@ class Samples:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the samples in use (of the first batch where they are not kept)."""
-        digest = hashlib.blake2b(digest_size=8)
-        tree = self._kept if self._kept is not None else self.first(READ_BATCH)
-        for leaf in pytree.tree_leaves(tree):
-            digest.update(f"{list(leaf.shape)}{leaf.dtype}".encode())
-            plain = leaf.detach().cpu().contiguous().reshape(-1)
-            digest.update(plain.view(torch.uint8).numpy() if plain.numel() else b"")
-        return digest.hexdigest()
+        """A hash of the samples in use, the same for every split into batches."""
+        leaves = pytree.tree_leaves(self.first(1))
+        digests = [hashlib.blake2b(f"{x.shape[1:]}{x.dtype}".encode()) for x in leaves]
+        for batch in self.batches(READ_BATCH):
+            for digest, leaf in zip(digests, pytree.tree_leaves(batch), strict=True):
+                plain = leaf.cpu().contiguous().reshape(-1)
+                if plain.numel():
+                    digest.update(plain.view(torch.uint8).numpy())
+        together = b"".join(digest.digest() for digest in digests)
+        return hashlib.blake2b(together, digest_size=8).hexdigest()
 
     def _read(self, data: Any, limit: int | None, seed: int, memory: int) -> None:
         loader = data if isinstance(data, DataLoader) else _loader_of(data)

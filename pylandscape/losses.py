@@ -93,6 +93,12 @@ class SampleLoss:
         weights = self._terms.weights(targets) if isinstance(self._terms, _ModuleTerms) else None
         return float(sample_count(targets) if weights is None else weights.double().sum())
 
+    @property
+    def mean_module(self) -> nn.Module | None:
+        """The torch module behind this loss, with `reduction="none"`, if the loss is its mean."""
+        terms = self._terms
+        return terms.loss if isinstance(terms, _ModuleTerms) and terms.reduction == "mean" else None
+
     def _check(self, own: Tensor, outputs: Any, targets: Any, samples: int) -> None:
         half = max(1, samples // 2)
         try:

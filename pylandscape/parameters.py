@@ -71,6 +71,7 @@ class ParameterSpace:
         Raises:
             ValueError: no such parameter, an uninitialised lazy parameter, or a complex one.
         """
+        model = unwrap(model)
         owners = {
             f"{prefix}.{name}" if prefix else name: module
             for prefix, module in model.named_modules()
@@ -148,10 +149,16 @@ class ParameterSpace:
         """One vector [P], a copy, from a model or a mapping that has every name of this space.
 
         Raises:
+            TypeError: neither a module nor a mapping.
             ValueError: a name is missing or has another shape.
         """
         if isinstance(tensors, nn.Module):
-            tensors = {k: p.detach() for k, p in tensors.named_parameters(remove_duplicate=False)}
+            tensors = dict(unwrap(tensors).named_parameters(remove_duplicate=False))
+        require(
+            isinstance(tensors, Mapping),
+            f"flatten: tensors must be a module or a mapping by name, got {show(tensors)}.",
+            TypeError,
+        )
         parts = []
         for entry in self.entries:
             tensor = tensors.get(entry.name)
@@ -176,7 +183,7 @@ class ParameterSpace:
     @torch.no_grad()
     def write_(self, model: nn.Module, vector: Tensor) -> None:
         """Copies `vector` into the parameters of `model`: the one call that changes a model."""
-        parameters = dict(model.named_parameters(remove_duplicate=False))
+        parameters = dict(unwrap(model).named_parameters(remove_duplicate=False))
         for name, tensor in self.unflatten(vector).items():
             parameters[name].copy_(tensor)
 

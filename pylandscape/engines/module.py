@@ -91,8 +91,11 @@ class FunctionalModule:
     def state(self, vector: Tensor, buffers: Buffers | None = None) -> dict[str, Tensor]:
         """Every tensor of the module by name: the parameters from `vector`, the rest as it is.
 
-        Buffers are copies, for a forward may change them.
+        Buffers are copies, for a forward may change them, and so are parameters where an embedding
+        has a largest norm, which its forward enforces in place.
         """
+        if any(getattr(module, "max_norm", None) for module in self.model.modules()):
+            vector = vector.clone()
         varied = {entry.name for entry in self.space.entries}
         state = {n: p.detach() for n, p in self.model.named_parameters() if n not in varied}
         state |= {name: buffer.detach().clone() for name, buffer in self.model.named_buffers()}
