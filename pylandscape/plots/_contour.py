@@ -95,6 +95,10 @@ def contour(
     """
     where = "plots.contour"
     plane = read_plane(surface, variable, where)
+    require(
+        aspect in (None, "auto", "equal"),
+        f"{where}: aspect must be None, 'auto' or 'equal', got {show(aspect)}.",
+    )
     chosen = choose_levels(plane.values, levels, scale, where)
     if ax is None:
         (ax,) = _style.new_panels((2.2,))
@@ -113,9 +117,9 @@ def contour(
 def choose_levels(
     values: Floats, levels: int | Sequence[float], scale: Scale, where: str
 ) -> Floats:
-    if isinstance(levels, int):
+    if isinstance(levels, (int, np.integer)):
         require(levels >= 1, f"{where}: levels must be at least 1, got {levels}.")
-        return contour_levels(values, levels, scale, where)
+        return contour_levels(values, int(levels), scale, where)
     chosen = np.asarray(levels, dtype=np.float64)
     require(
         chosen.ndim == 1 and len(chosen) >= 2 and bool((np.diff(chosen) > 0).all()),

@@ -1,10 +1,10 @@
 """Numbers on contour lines, placed so that they can be read."""
 
 import re
+from collections.abc import Callable
 
 import numpy as np
 from matplotlib.contour import QuadContourSet
-from matplotlib.text import Text
 from scipy.spatial import KDTree
 
 from pylandscape.plots._values import Floats, number_texts
@@ -15,7 +15,7 @@ PIECES = 8  # the longest pieces of a line that are tried
 PLACES = 48  # places tried on each of them
 
 
-def label_lines(lines: QuadContourSet) -> list[Text]:
+def label_lines(lines: QuadContourSet) -> None:
     """Writes the level on each contour line that has room for it, and on the others nothing.
 
     matplotlib's own placement looks at one line at a time, so that numbers on dense contours run
@@ -42,7 +42,6 @@ def label_lines(lines: QuadContourSet) -> list[Text]:
             positions.append((float(x), float(y)))
     if levels:
         lines.clabel(levels, fontsize=SIZE, fmt=texts, inline_spacing=1, manual=positions)
-    return list(getattr(lines, "labelTexts", []))
 
 
 def _length(text: str) -> int:
@@ -50,11 +49,11 @@ def _length(text: str) -> int:
     return len(re.sub(r"[${}^\\]|cdot", "", text))
 
 
-def _pieces(to_pixels: object, segments: list[Floats]) -> list[Floats]:
+def _pieces(to_pixels: Callable[[Floats], Floats], segments: list[Floats]) -> list[Floats]:
     """The pieces of a contour line as points at even distances in pixels, longest first."""
     pieces = []
     for segment in segments:
-        points = to_pixels(segment)  # type: ignore[operator]
+        points = to_pixels(segment)
         along = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(points, axis=0).T))])
         if along[-1] > 0:
             even = np.linspace(0, along[-1], max(2, round(along[-1] / SPACING) + 1))

@@ -2,6 +2,8 @@
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from io import BytesIO
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -9,6 +11,7 @@ import matplotlib.style
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import RendererBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -70,12 +73,16 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+def _in_force() -> AbstractContextManager[None]:
+    return matplotlib.style.context(["default", _RC])
+
+
 def in_style(function: Callable[P, R]) -> Callable[P, R]:
     """Runs `function` under the package's style; the caller's rcParams are as before afterwards."""
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        with matplotlib.style.context(["default", _RC]):
+        with _in_force():
             return function(*args, **kwargs)
 
     return wrapped
@@ -84,9 +91,11 @@ def in_style(function: Callable[P, R]) -> Callable[P, R]:
 class Page(Figure):
     """A figure that pyplot does not know, so that nothing has to be closed; notebooks show it."""
 
-    def _repr_png_(self) -> bytes:
-        from io import BytesIO
+    def draw(self, renderer: RendererBase) -> None:
+        with _in_force():  # matplotlib makes some ticks only when it draws
+            super().draw(renderer)
 
+    def _repr_png_(self) -> bytes:
         buffer = BytesIO()
         self.savefig(buffer, format="png", dpi=200)
         return buffer.getvalue()
@@ -230,7 +239,7 @@ def legend_above(ax: Axes, handles: Iterable[Artist]) -> Legend | None:
 def save(figure: Figure, path: str | Path) -> tuple[Path, Path]:
     """Writes `path`.png (200 dots per inch) and `path`.pdf; missing folders are made.
 
-    The PDF carries no creation date, so that the same figure gives the same file.
+    The PDF carries no creation date, so that the same figure does not give another file every day.
 
     Args:
         figure: any matplotlib figure.
@@ -263,7 +272,7 @@ def save(figure: Figure, path: str | Path) -> tuple[Path, Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     png, pdf = path.with_name(path.name + ".png"), path.with_name(path.name + ".pdf")
     options: dict[str, Any] = {"bbox_inches": None}
-    with matplotlib.style.context(["default", _RC]):
+    with _in_force():
         figure.savefig(png, dpi=200, **options)
         figure.savefig(pdf, metadata={"CreationDate": None}, **options)
     return png, pdf

@@ -64,12 +64,17 @@ def heights(plane: Plane, scale: Scale, clip: float | None, where: str) -> Heigh
     values = np.maximum(plane.values, bottom)  # keeps NaN
     if log:
         values = np.log10(values)
+    lowest = float(plane.values[known].min())
+    require(
+        clip is None or clip > lowest,
+        f"{where}: clip must be above the lowest value {lowest:.3g}, got {show(clip)}.",
+    )
     top = _cut(values[known]) if clip is None else float(np.log10(clip) if log else clip)
     return Heights(
         np.minimum(values, top),
         log,
         cut=(10.0**top if log else top) if values[known].max() > top else None,
-        floor=bottom if plane.values[known].min() < bottom else None,
+        floor=bottom if lowest < bottom else None,
     )
 
 
@@ -114,7 +119,7 @@ def surface(
     Raises:
         TypeError: if `surface` is not a Dataset or `ax` is not three-dimensional.
         ValueError: if its dimensions are not (alpha, beta), the variable is not there, a
-            logarithmic scale is asked for negative values, or `clip` leaves nothing.
+            logarithmic scale is asked for negative values, or `clip` is not above the lowest value.
 
     Example:
         >>> import numpy as np, xarray as xr, pylandscape.plots as plots
@@ -227,13 +232,25 @@ def _add_legend(ax: Axes3D, handles: list[Artist]) -> None:
     legend.set_bbox_to_anchor((0.0, 1.0), transform=page.transFigure)
 
 
-def _draw_faces(ax: Axes3D, plane: Plane, drawn: Heights, low: float, high: float) -> None:
-    """One face per grid cell whose four corners are known, shaded by its slope."""
-    x, y = np.meshgrid(plane.x, plane.y, indexing="ij")
-    points = np.stack([x, y, drawn.values], axis=-1)  # [nx, ny, 3]
+def faces_of(x: Floats, y: Floats, values: Floats) -> Floats:
+    """The corners [M, 4, 3] of the grid's faces of which all four heights `values[i, j]` are known.
+
+    Example:
+        >>> import numpy as np
+        >>> axis = np.arange(3.0)
+        >>> faces_of(axis, axis, np.diag([0.0, 0.0, np.nan])).shape  # one of four is open
+        (3, 4, 3)
+    """
+    grid = np.meshgrid(x, y, indexing="ij")
+    points = np.stack([*grid, values], axis=-1)  # [nx, ny, 3]
     corners = [points[:-1, :-1], points[1:, :-1], points[1:, 1:], points[:-1, 1:]]
     faces = np.stack(corners, axis=2).reshape(-1, 4, 3)
-    faces = faces[np.isfinite(faces).all(axis=(1, 2))]
+    return faces[np.isfinite(faces).all(axis=(1, 2))]
+
+
+def _draw_faces(ax: Axes3D, plane: Plane, drawn: Heights, low: float, high: float) -> None:
+    """The faces, coloured by height and shaded by slope."""
+    faces = faces_of(plane.x, plane.y, drawn.values)
     if len(faces) == 0:
         return
     colours = colormaps[_style.COLORMAP]((faces[:, :, 2].mean(axis=1) - low) / (high - low))[:, :3]

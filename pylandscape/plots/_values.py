@@ -199,7 +199,7 @@ def is_log(values: Floats, scale: Scale, where: str) -> bool:
     positive = finite[finite > 0]
     if scale == "log":
         require(
-            len(positive) == 0 or finite.min() >= 0,
+            len(finite) == 0 or bool(finite.min() >= 0),
             f"{where}: scale must be 'linear' or 'auto' where values are negative, got 'log'.",
         )
         return len(positive) > 0
