@@ -131,6 +131,10 @@ class Directions:
         origin = torch.zeros(self.space.size)
         return self.points(origin, torch.eye(len(self)))
 
+    def vector(self, index: int) -> Tensor:
+        """Direction `index` [P]."""
+        return self[index].vectors[0]
+
     def points(self, center: Tensor, coordinates: Tensor) -> Tensor:
         """The points center + sum_j c[k, j] d_j [K, P], in dtype and on device of `center`.
 
@@ -188,7 +192,7 @@ def random_directions(
             Li et al. do in all their figures; None varies them, each normalised as one filter.
 
     Raises:
-        ValueError: an unknown `normalize` or `ignore`, or `count` < 1.
+        ValueError: an unknown `normalize` or `ignore`, `count` < 1, or nothing left to vary.
 
     Example:
         >>> import torch, pylandscape as pl
@@ -217,6 +221,11 @@ def random_directions(
     )
     space, center = objective.space, objective.center.cpu()
     ignore = None if normalize == "li2018" else ignore
+    require(
+        bool(_kept_filters(space, ignore).any()),
+        "random_directions: ignore must leave something to vary, got 'biasbn' for a model whose "
+        "parameters all have at most one dimension. Use ignore=None.",
+    )
     attrs = {
         "directions": f"random, {normalize}-normalised",
         "normalize": normalize,
@@ -290,7 +299,8 @@ def _scales(
         return kept * (of_center.norm() / (kept * of_raw).norm())
     scales = torch.empty_like(kept)
     for where in space.filter_slices():
-        scales[where] = of_center[where].norm() / of_raw[where].norm()
+        length = of_raw[where].norm()
+        scales[where] = of_center[where].norm() / length if length > 0 else 0.0  # 0: no elements
     return kept * scales
 
 

@@ -1,5 +1,6 @@
 """The loss of a model over data as a function of its flat parameter vector."""
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
@@ -13,11 +14,16 @@ from pylandscape.data import Samples
 from pylandscape.directions import Directions
 from pylandscape.engines.eager import MOMENTS, EagerEngine
 from pylandscape.engines.module import PROBE_SAMPLES, Buffers, FunctionalModule
+from pylandscape.engines.native import NativeEngine
+from pylandscape.engines.points import Points
+from pylandscape.engines.program import NotCovered
 from pylandscape.losses import Loss, PerSample, SampleLoss, accuracy_metric, sample_count
 from pylandscape.parameters import ParameterSpace, unwrap
 
 BATCHNORM_POLICIES = ("frozen", "batch", "recompute")
-ENGINES = ("auto", "torch")
+ENGINES = ("auto", "native", "torch")
+PRECISIONS = ("fast", "exact")
+NATIVE_POINTS = 16  # from which on `auto` prepares the native engine, about a second
 
 # Samples per forward pass. On a CPU the activations of a convolutional net should stay in cache
 # (measured in bench/bench_plane.py); without convolutions larger matrix products win.
@@ -62,7 +68,12 @@ class Objective:
         batchnorm: `frozen` - the running statistics of the model (Li et al. 2018); `recompute` -
             statistics estimated anew over the data at every point (Garipov et al. 2018), constants
             in derivatives; `batch` - those of each batch, so that L depends on `batch_size`.
-        engine: `auto` or `torch`.
+        engine: `torch` runs the module through PyTorch; `native` runs a captured copy of it through
+            compiled kernels, many times faster at many points, and is an error where something has
+            no kernel (`pl.explain` tells what); `auto` takes the native one for lines, planes and
+            grids where it can, and says so once where it cannot. Derivatives run through PyTorch.
+        precision: of the native engine. `fast` runs 3x3 convolutions in the Winograd domain, with
+            an error of the loss of about 1e-7; `exact` forms the same sums as PyTorch.
         dtype: precision of parameters, data and results; default that of the model's parameters.
         batch_size: samples per forward pass; the default fits the device.
         samples: use a random subset of so many samples, drawn without replacement.
@@ -92,6 +103,7 @@ class Objective:
         *,
         batchnorm: str = "frozen",
         engine: str = "auto",
+        precision: str = "fast",
         dtype: torch.dtype | None = None,
         batch_size: int | None = None,
         samples: int | None = None,
@@ -111,6 +123,10 @@ class Objective:
             engine in ENGINES, f"Objective: engine must be one of {ENGINES}, got {show(engine)}."
         )
         require(
+            precision in PRECISIONS,
+            f"Objective: precision must be one of {PRECISIONS}, got {show(precision)}.",
+        )
+        require(
             batch_size is None or (isinstance(batch_size, int) and batch_size > 0),
             f"Objective: batch_size must be a positive integer, got {show(batch_size)}.",
         )
@@ -122,6 +138,16 @@ class Objective:
         self.data = Samples(data, limit=samples, seed=seed, device=self.device, dtype=self.dtype)
         self.sample_seed = seed if samples is not None else None
         self._engine = self._build_engine(loss, metrics or {}, batch_size)
+        self._native: NativeEngine | None = None
+        self._precision = precision
+        self._may_be_native = engine == "auto" and self._fits_native
+        if engine == "native":
+            try:
+                self._native = NativeEngine(self._engine, precision)
+            except NotCovered as obstacle:
+                raise ValueError(
+                    f"Objective: engine must be 'auto' or 'torch' here, got 'native', but {obstacle}."
+                ) from None
 
     # -- values at single points -----------------------------------------------------------------
 
@@ -137,7 +163,7 @@ class Objective:
 
     @property
     def engine(self) -> str:
-        return self._engine.name
+        return self._engine.name if self._native is None else self._native.name
 
     def loss(self, at: Tensor | None = None) -> float:
         """L at a point [P], by default at the model's own parameters."""
@@ -185,8 +211,7 @@ class Objective:
             isinstance(points, Tensor) and points.ndim == 2 and points.shape[1] == self.space.size,
             f"evaluate: points must have shape [K, {self.space.size}], got {show(points)}.",
         )
-        rows = (row.to(self.device, self.dtype) for row in points)
-        return self._evaluate(rows, len(points), (None for _ in points), None)
+        return self._evaluate(Points(points.detach().to(self.device, self.dtype)))
 
     def evaluate_along(
         self,
@@ -218,9 +243,8 @@ class Objective:
             f"evaluate_along: coordinates must have shape [K, {len(directions)}], got "
             f"{show(coordinates)}.",
         )
-        rows = directions.stream(center, coordinates)
-        own = (None if buffers is None else buffers(row) for row in coordinates)
-        return self._evaluate(rows, len(coordinates), own, bar)
+        own = None if buffers is None else (buffers(row) for row in coordinates)
+        return self._evaluate(Points(center, directions, coordinates), own, bar)
 
     def check_directions(self, directions: Directions, where: str) -> None:
         """Raises unless `directions` lie in this objective's parameter space."""
@@ -271,14 +295,26 @@ class Objective:
 
     # -- inner ------------------------------------------------------------------------------------
 
+    @property
+    def _fits_native(self) -> bool:
+        """What a user chose does not rule the native engine out; only then is a fallback a surprise."""
+        return (
+            self.device.type == "cpu"
+            and self.dtype == torch.float32
+            and self.data.in_memory
+            and (self.batchnorm == "frozen" or not self.has_batchnorm)
+            and set(self._engine.metrics) <= {"accuracy"}
+        )
+
     def _evaluate(
-        self, rows: Iterator[Tensor], count: int, buffers: Iterator[Buffers | None], bar: Any
+        self, points: Points, buffers: Iterator[Buffers | None] | None = None, bar: Any = None
     ) -> dict[str, Tensor]:
-        moments = torch.full((count, 1 + len(self._engine.metrics), MOMENTS), torch.nan).double()
-        moments = moments.to(self.device)
+        shape = (len(points), 1 + len(self._engine.metrics), MOMENTS)
+        moments = torch.full(shape, torch.nan, dtype=torch.float64, device=self.device)
+        engine = self._engine if buffers is not None else self._engine_for(len(points))
         done = 0
         try:
-            for row in self._engine.moments(rows, buffers):
+            for row in engine.moments(points, buffers):
                 moments[done] = row
                 done += 1
                 if bar is not None:
@@ -286,6 +322,16 @@ class Objective:
         except KeyboardInterrupt:
             raise Interrupted(self._summary(moments.cpu()), done) from None
         return self._summary(moments.cpu())
+
+    def _engine_for(self, points: int) -> EagerEngine | NativeEngine:
+        """The native engine where it may be used and is worth its preparation."""
+        if self._native is None and self._may_be_native and points >= NATIVE_POINTS:
+            self._may_be_native = False  # tried once
+            try:
+                self._native = NativeEngine(self._engine, self._precision)
+            except NotCovered as obstacle:
+                warnings.warn(f"Objective: running on PyTorch, because {obstacle}.", stacklevel=5)
+        return self._engine if self._native is None else self._native
 
     def _summary(self, moments: Tensor) -> dict[str, Tensor]:
         """Means and standard errors from the sums over samples."""

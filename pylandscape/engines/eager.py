@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from pylandscape.engines.module import Buffers, FunctionalModule
+from pylandscape.engines.points import Points
 from pylandscape.losses import PerSample, SampleLoss
 
 Metric = Callable[[Any, Any], PerSample]
@@ -35,19 +37,23 @@ class EagerEngine:
         self._forward_mode = True  # until an operator turns out not to have it
 
     def moments(
-        self, vectors: Iterable[Tensor], buffers: Iterable[Buffers | None]
+        self, points: Points, buffers: Iterable[Buffers | None] | None = None
     ) -> Iterator[Tensor]:
-        """For each point [P], float64 sums [1 + metrics, 5]: the loss first, see `MOMENTS`.
+        """For each point, float64 sums [1 + metrics, 5]: the loss first, see `MOMENTS`.
+
+        `buffers` are the module's own at each point, where they are not the same at all of them.
 
         Point by point where the samples are kept in memory; otherwise every batch that is read
         serves many points.
         """
-        points = zip(vectors, buffers, strict=False)
+        pairs = zip(
+            points.rows(), itertools.repeat(None) if buffers is None else buffers, strict=False
+        )
         together = 1
         if not self.module.samples.in_memory:
             bytes_of_point = self.space.size * self.module.samples.dtype.itemsize
             together = max(1, STREAM_BYTES // bytes_of_point)
-        while part := list(itertools.islice(points, together)):
+        while part := list(itertools.islice(pairs, together)):
             yield from self._moments_of(part)
 
     def loss_and_gradient(self, vector: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,7 +80,7 @@ class EagerEngine:
         Under the BatchNorm policy `recompute` the statistics count as constants.
         """
         total = torch.zeros_like(vector, dtype=torch.float64)
-        with self.module.evaluating(), sdpa_kernel(SDPBackend.MATH):
+        with self.module.evaluating(), sdpa_kernel(SDPBackend.MATH), _DifferentiableWeightNorm():
             state = self.module.state(vector.detach())
             tangents = self.module.layout(self.space.unflatten(direction.detach()))
             for batch in self.module.batches():
@@ -176,6 +182,22 @@ def _slopes(value: Tensor, leaves: dict[str, Tensor], create_graph: bool = False
             value, list(leaves.values()), create_graph=create_graph, allow_unused=True
         )
     )
+
+
+class _DifferentiableWeightNorm(TorchFunctionMode):
+    """Weight normalisation by plain operators.
+
+    The fused one counts the norms as constants in its backward pass: a wrong second derivative,
+    without an error (torch 2.14).
+    """
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        if func is not torch._weight_norm:
+            return func(*args, **(kwargs or {}))
+        direction, length, dim = args
+        return direction * (length / torch.norm_except_dim(direction, 2, dim))
 
 
 @functools.cache

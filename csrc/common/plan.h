@@ -1,0 +1,165 @@
+// What the planner (pylandscape/engines/plan.py) hands to evaluate_points: where every activation
+// lies and which kernels run in which order. Plain int64 records; the field order here is the field
+// order of the dataclasses there.
+//
+// All offsets and pitches count floats. Activations lie channels-last, [sample][row][pixel][channel],
+// in an arena that each thread has for itself.
+
+#pragma once
+
+#include <cstdint>
+
+namespace pylandscape {
+
+using Int = std::int64_t;
+
+inline constexpr Int kNone = -1;
+
+// One activation for a block of samples. `offset` is that of pixel (0, 0) of the first sample; halo
+// pixels of zeros, where a consumer pads, lie before and behind.
+struct Value {
+  Int offset, sample_pitch, row_pitch, pixel_pitch;
+  Int channels, height, width;
+  Int per_block;  // 1: room for the whole block; 0: for one sub-block of its section
+};
+
+// Steps [first_step, last_step) run for `samples` samples at a time before the next section starts.
+struct Section {
+  Int samples, first_step, last_step;
+};
+
+enum class Activation : Int {
+  none, relu, leaky_relu, hardtanh, elu, gelu, gelu_tanh, silu, tanh, sigmoid, softplus, hardswish,
+  hardsigmoid, affine,
+};
+
+// out = activation(scale[c] * x + shift[c] + residual). Offsets into the point's weights; the
+// parameters a, b, c of the activation are at `constants` in the plan's constants.
+struct Epilogue {
+  Int scale, shift, residual;
+  Activation activation;
+  Int constants;
+};
+
+enum class StepKind : Int {
+  load, convolution, winograd, depthwise, linear, max_pool, average_pool, adaptive_pool, pointwise,
+  binary, pixel_norm, group_norm, move, loss,
+};
+
+struct Step {
+  StepKind kind;
+  Int length;  // of the record in int64, these two included
+};
+
+// Copies samples of the data into an activation; the data's strides are those of the tensor.
+struct Load : Step {
+  Int out, channel_stride, row_stride, pixel_stride;
+};
+
+// Direct convolution by the segment GEMM. Weights [group][panel][segment][k][panel width].
+struct Convolution : Step {
+  Int in, out, weights;
+  Epilogue epilogue;
+  Int kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  Int groups, group_in, group_out;
+  Int by_row;  // 1: a segment is a kernel row of all stored channels; 0: one kernel position
+};
+
+// 3x3, stride 1, in the Winograd domain. Weights [frequency][panel][k][panel width].
+struct Winograd : Step {
+  Int in, out, weights;
+  Epilogue epilogue;
+  Int tile;  // outputs per tile and axis: 2 or 4
+  Int pad_h, pad_w, tiles_h, tiles_w;
+  Int tiles_at_once;
+  Int scratch, input_pitch, output_pitch;  // arena offset; floats per frequency
+  Int pool;                                // 1: a 2x2 max-pool of stride 2 follows at once
+};
+
+// One filter per channel. Weights [kernel position][channel].
+struct Depthwise : Step {
+  Int in, out, weights;
+  Epilogue epilogue;
+  Int kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+};
+
+// Every output sees the whole input of its row: `segments` runs of `segment` floats. The rows are
+// samples, or the pixels of all samples. Weights [panel][k][panel width].
+struct Linear : Step {
+  Int in, out, weights;
+  Epilogue epilogue;
+  Int segments, segment, segment_pitch, outputs, by_pixel;
+};
+
+struct Pool : Step {
+  Int in, out;
+  Int kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  Int count_padding, divisor;  // averages only; divisor 0: the number of elements
+};
+
+struct AdaptivePool : Step {
+  Int in, out;
+};
+
+struct Pointwise : Step {
+  Int in, out;
+  Epilogue epilogue;
+};
+
+enum class BinaryKind : Int { add, subtract, multiply };
+
+// Where one operand has a single pixel it goes with every pixel of the other.
+struct Binary : Step {
+  Int left, right, out;
+  BinaryKind operation;
+  Epilogue epilogue;
+};
+
+// (x - mean) / sqrt(var + eps) * weight + bias. Pixel norm: over the channels of each pixel.
+// Group norm: over all pixels and the channels of a group; weights per channel, or per element in
+// the layout of the activation without halo.
+struct Norm : Step {
+  Int in, out, weight, bias, groups, per_element, constants;
+};
+
+// Copies runs (source, destination, floats) of each sample; `runs` is an offset into the indices.
+struct Move : Step {
+  Int in, out, runs, count;
+};
+
+enum class LossKind : Int { cross_entropy, binary_cross_entropy, squared, absolute };
+
+// The fused loss. Constants: class weights [classes] or positive weights, where there are any.
+struct Loss : Step {
+  Int in;
+  LossKind loss;
+  Int outputs, weights, smoothing, ignore_index, count_correct;
+};
+
+// Once per point: scale = gamma * constants[inverse_std], shift = (bias - mean) * scale + beta, per
+// channel, written behind the point's weights.
+struct Fold {
+  Int channels, scale, shift, gamma, beta, bias, mean, inverse_std;
+};
+
+struct PlanHead {
+  Int lanes;           // vector length the weights were packed for
+  Int arena;           // floats per thread, without the products
+  Int block;           // samples per block
+  Int packed, folded;  // floats of a packed parameter vector, and of what the folds add to it
+  // 1: step 0 loads and step 1 is a Linear whose products are formed per direction, not per point.
+  // Its weights are the first `tail` floats of a packed vector and are never needed at a point.
+  Int linear_first, tail;
+  Int values, sections, folds, steps;
+};
+
+// A plan in the int64 numbers it came in: head, values, sections, folds, steps.
+struct PlanView {
+  const PlanHead* head;
+  const Value* values;
+  const Section* sections;
+  const Fold* folds;
+  const Step* const* steps;
+};
+
+}  // namespace pylandscape

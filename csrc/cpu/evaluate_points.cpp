@@ -1,0 +1,192 @@
+// evaluate_points: sums of losses over samples at many points center + sum_j c_j d_j.
+//
+// The planner has lowered the model to a list of steps over activations that stay in the cache: a
+// block of samples goes through all layers before the next block starts. A point's weights are
+// formed in a thread's own memory, in the order the kernels read them; there are never K parameter
+// vectors. Usually a thread takes a point and runs all blocks; where the model starts with a Linear
+// it takes a block and runs all points, because the first layer's product with the centre and with
+// each direction then serves every point.
+//
+// Every (point, block) has its own sums and they are added in order of the blocks, so the result
+// does not depend on the number of threads.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+#include "common/check.h"
+#include "common/parallel.h"
+#include "common/plan.h"
+#include "cpu/layers/context.h"
+
+#define PYLANDSCAPE_KERNELS "cpu/evaluate_points.inc"
+#include "common/for_each_isa.h"
+
+namespace pylandscape {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr Int kLossSums = 7;
+
+struct Free {
+  void operator()(float* memory) const { std::free(memory); }
+};
+using Floats = std::unique_ptr<float, Free>;
+
+// Zeros on a cache line, with a vector's room behind the last.
+Floats zeros(Int count) {
+  constexpr Int kLine = 64;
+  const Int bytes = divide_up(count * 4 + kLine, kLine) * kLine;
+  Floats memory(static_cast<float*>(std::aligned_alloc(kLine, bytes)));
+  require(memory != nullptr, "evaluate_points: out of memory for ", bytes, " bytes");
+  std::fill_n(memory.get(), bytes / 4, 0.0f);
+  return memory;
+}
+
+PlanView read_plan(const Int* numbers, Int count, std::vector<const Step*>& steps) {
+  PlanView plan{};
+  const Int* next = numbers;
+  const auto take = [&](auto*& records, Int how_many) {
+    using Record = std::remove_reference_t<decltype(*records)>;
+    records = reinterpret_cast<Record*>(next);
+    next += how_many * static_cast<Int>(sizeof(Record) / sizeof(Int));
+    require(next <= numbers + count, "evaluate_points: plan must be whole, got ", count,
+            " numbers");
+  };
+  take(plan.head, 1);
+  take(plan.values, plan.head->values);
+  take(plan.sections, plan.head->sections);
+  take(plan.folds, plan.head->folds);
+  for (Int s = 0; s < plan.head->steps; ++s) {
+    const Step* step = nullptr;
+    take(step, 1);
+    steps.push_back(step);
+    next += step->length - 2;
+  }
+  require(next == numbers + count, "evaluate_points: plan must end with its last step");
+  plan.steps = steps.data();
+  return plan;
+}
+
+// One piece of work for a thread: a point with a range of blocks, or a block with all points.
+struct Task {
+  Int point, first, last;
+};
+
+std::vector<Task> make_tasks(bool by_block, Int points, Int blocks, Int threads) {
+  std::vector<Task> tasks;
+  if (by_block) {
+    for (Int block = 0; block < blocks; ++block) tasks.push_back({0, block, block + 1});
+    return tasks;
+  }
+  // Few points are cut into ranges of blocks, so that the threads end together.
+  constexpr Int kTasksPerThread = 16;
+  const Int parts =
+      std::clamp<Int>(divide_up(kTasksPerThread * threads, points), 1, threads == 1 ? 1 : blocks);
+  for (Int k = 0; k < points; ++k) {
+    for (Int p = 0; p < parts; ++p) {
+      tasks.push_back({k, blocks * p / parts, blocks * (p + 1) / parts});
+    }
+  }
+  return tasks;
+}
+
+int lanes_in_use() { return isa() == Isa::avx512 ? 16 : isa() == Isa::avx2 ? 8 : 4; }
+
+// Adds to sums [K, 7] those of samples [first, last): a, a^2, a b, b, b^2, correct, counted.
+void evaluate_points_cpu(const Tensor& sums, const Tensor& packed, const Tensor& coordinates,
+                         const Tensor& inputs, const Tensor& targets, const Tensor& plan_numbers,
+                         const Tensor& constants, const Tensor& indices, Int first, Int last) {
+  std::vector<const Step*> steps;
+  const PlanView plan =
+      read_plan(plan_numbers.const_data_ptr<Int>(), plan_numbers.numel(), steps);
+  require(plan.head->lanes == lanes_in_use(), "evaluate_points: plan must be made for ",
+          lanes_in_use(), " lanes, got ", plan.head->lanes,
+          ". The instruction set was changed after planning");
+  const Int directions = packed.size(0) - 1;
+  require(packed.size(1) == plan.head->packed && coordinates.size(1) == directions,
+          "evaluate_points: packed must have shape [", 1 + coordinates.size(1), ", ",
+          plan.head->packed, "], got [", packed.size(0), ", ", packed.size(1), "]");
+  const Int points = coordinates.size(0);
+  const Int samples = last - first;
+  if (points == 0 || samples <= 0) return;
+
+  Context context{};
+  context.values = plan.values;
+  context.constants = constants.const_data_ptr<float>();
+  context.indices = indices.const_data_ptr<std::int32_t>();
+  context.inputs = inputs.const_data_ptr<float>();
+  context.input_stride = inputs.stride(0);
+  if (targets.scalar_type() == ScalarType::Long) {
+    context.classes = targets.const_data_ptr<Int>();
+  } else {
+    context.targets = targets.const_data_ptr<float>();
+  }
+  context.first_sample = first;
+
+  const bool by_block = plan.head->linear_first != 0;
+  const Int blocks = divide_up(samples, plan.head->block);
+  const Int threads = torch::stable::get_num_threads();
+  const std::vector<Task> tasks = make_tasks(by_block, points, blocks, threads);
+  std::vector<BlockSums> partial(points * blocks);
+  const auto form = PYLANDSCAPE_DISPATCH(form_weights);
+  const auto point_kernel = PYLANDSCAPE_DISPATCH(evaluate_point);
+  const auto block_kernel = PYLANDSCAPE_DISPATCH(evaluate_block);
+  const float* centers = packed.const_data_ptr<float>();
+  const float* at = coordinates.const_data_ptr<float>();
+  std::atomic<std::size_t> next{0};
+  parallel_blocks(threads, [&](Int, Int) {
+    if (next.load() >= tasks.size()) return;
+    const Floats weights = zeros(plan.head->packed + plan.head->folded);
+    const Floats arena = zeros(plan.head->arena);
+    Floats products;
+    if (by_block) {
+      const auto& linear = *static_cast<const Linear*>(plan.steps[1]);
+      products =
+          zeros((1 + directions) * plan.head->block * plan.values[linear.out].sample_pitch);
+    }
+    Context mine = context;
+    mine.arena = arena.get();
+    mine.weights = weights.get();
+    Int formed = kNone;  // the point whose weights this thread holds
+    for (std::size_t t; (t = next.fetch_add(1)) < tasks.size();) {
+      const Task& task = tasks[t];
+      if (by_block) {
+        block_kernel(plan, mine, centers, directions, at, points, weights.get(), products.get(),
+                     samples, task.first, blocks, partial.data());
+      } else {
+        if (formed != task.point) {
+          form(plan, centers, directions, at + task.point * directions, mine.constants,
+               weights.get());
+          formed = task.point;
+        }
+        point_kernel(plan, mine, samples, task.first, task.last,
+                     partial.data() + task.point * blocks);
+      }
+    }
+  });
+  double* out = sums.mutable_data_ptr<double>();
+  for (Int k = 0; k < points; ++k, out += kLossSums) {
+    for (Int block = 0; block < blocks; ++block) {
+      const BlockSums& part = partial[k * blocks + block];
+      const double terms[kLossSums] = {part.a,  part.aa,      part.ab,     part.b,
+                                       part.bb, part.correct, part.counted};
+      for (Int i = 0; i < kLossSums; ++i) out[i] += terms[i];
+    }
+  }
+}
+
+STABLE_TORCH_LIBRARY_IMPL(pylandscape, CPU, m) {
+  m.impl("evaluate_points", TORCH_BOX(&evaluate_points_cpu));
+}
+
+}  // namespace
+}  // namespace pylandscape

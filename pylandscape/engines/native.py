@@ -1,0 +1,206 @@
+"""The native engine: a Program planned for the machine's vector unit and run by compiled kernels."""
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pylandscape import _ops
+from pylandscape.engines.capture import capture
+from pylandscape.engines.eager import MOMENTS, EagerEngine
+from pylandscape.engines.module import Buffers
+from pylandscape.engines.plan import LossSpec, Plan, make_plan
+from pylandscape.engines.points import Points
+from pylandscape.engines.program import NotCovered, Program
+from pylandscape.engines.records import LossKind
+
+LANES = {"baseline": 4, "avx2": 8, "avx512": 16}
+SECONDS_PER_CALL = 0.25  # between two looks at Ctrl-C and at the progress bar
+FIRST_GUESS = 1e11  # operations per second, until one call has been timed
+PROBE_SAMPLES = 32
+TOLERANCE = 1e-4  # of the loss at the centre, native against torch
+
+_ELEMENTWISE = {
+    nn.BCEWithLogitsLoss: LossKind.BINARY_CROSS_ENTROPY,
+    nn.MSELoss: LossKind.SQUARED,
+    nn.L1Loss: LossKind.ABSOLUTE,
+}
+
+
+class NativeEngine:
+    """Sums of losses at many points by compiled kernels; points that are not finite by torch.
+
+    Args:
+        reference: the torch engine of the same objective.
+        precision: `fast` may run 3x3 convolutions in the Winograd domain, `exact` never does.
+
+    Raises:
+        NotCovered: something in the model, the loss or the data has no kernel.
+    """
+
+    name = "native"
+
+    def __init__(self, reference: EagerEngine, precision: str = "fast") -> None:
+        self.reference, self.space = reference, reference.space
+        self.metrics = reference.metrics
+        self._inputs, self._targets = inputs, targets = self._data()
+        self.program = capture(reference.module.model, inputs[:PROBE_SAMPLES])
+        shapes = {name: tuple(tensor.shape) for name, tensor in self._state().items()}
+        self.plan = make_plan(
+            self.program,
+            shapes,
+            loss_spec(self.program, reference, targets),
+            inputs.stride(),
+            len(inputs),
+            LANES[_ops.isa()],
+            winograd=precision != "exact",
+        )
+        self._rate = FIRST_GUESS
+        self._verify()
+
+    def moments(
+        self, points: Points, buffers: Iterable[Buffers | None] | None = None
+    ) -> Iterator[Tensor]:
+        """As `EagerEngine.moments`; points with buffers of their own run through torch."""
+        if buffers is not None:
+            yield from self.reference.moments(points, buffers)
+        elif points.directions is None:
+            for row in points.center:
+                yield from self._checked(Points(row[None]), self._pack(row), torch.zeros(1, 0))
+        else:
+            vectors = (points.directions.vector(j) for j in range(len(points.directions)))
+            packed = self._pack(points.center, vectors, len(points.directions))
+            assert points.coordinates is not None
+            yield from self._checked(points, packed, points.coordinates)
+
+    def _checked(self, points: Points, packed: Tensor, coordinates: Tensor) -> Iterator[Tensor]:
+        """Native sums, and torch's for the points where they are not finite.
+
+        The kernels keep NaN and inf, but Winograd's differences may turn an inf into NaN.
+        """
+        sums = self._native(packed, coordinates.float().contiguous())
+        for k, row in enumerate(sums):
+            if bool(torch.isfinite(row).all()):
+                yield self._moments_from(row)
+            elif points.directions is None or points.coordinates is None:
+                yield from self.reference.moments(points)
+            else:
+                at = points.coordinates[k : k + 1]
+                yield from self.reference.moments(Points(points.center, points.directions, at))
+
+    def _native(self, packed: Tensor, coordinates: Tensor) -> Iterator[Tensor]:
+        """Float64 sums [7] per point, computed in calls of about `SECONDS_PER_CALL`."""
+        plan, count = self.plan, len(self._inputs)
+        constants = plan.constants(self._state())
+        done = 0
+        while done < len(coordinates):
+            work = max(1, self.program.flops) * count
+            together = max(1, int(SECONDS_PER_CALL * self._rate / work))
+            if plan.linear_first:  # the products of the first layer are shared by a call's points
+                together = max(together, 64)
+            part = coordinates[done : done + together]
+            sums = torch.zeros(len(part), 7, dtype=torch.float64)
+            span = max(1, int(SECONDS_PER_CALL * self._rate / (work / count * len(part))))
+            span = max(1, span // plan.block) * plan.block
+            start = time.perf_counter()
+            for first in range(0, count, span):
+                last = min(count, first + span)
+                _ops.evaluate_points(
+                    sums, packed, part, self._inputs, self._targets, plan.numbers, constants,
+                    plan.indices, first, last,
+                )  # fmt: skip
+            self._rate = work * len(part) / (time.perf_counter() - start)
+            done += len(part)
+            yield from sums
+
+    def _pack(self, center: Tensor, vectors: Iterable[Tensor] = (), count: int = 0) -> Tensor:
+        """The centre and the directions in the kernels' order [1 + D, packed]."""
+        packed = torch.zeros(1 + count, self.plan.packed)
+        self.plan.pack(self._state(center), packed[0])
+        fixed = {name: torch.zeros(tensor.shape) for name, tensor in self._state().items()}
+        for row, vector in zip(packed[1:], vectors, strict=True):
+            self.plan.pack(fixed | self.space.unflatten(vector.float()), row)
+        return packed
+
+    def _state(self, vector: Tensor | None = None) -> dict[str, Tensor]:
+        """The model's tensors by name, the parameters as they are or from `vector`."""
+        model = self.reference.module.model
+        named = (*model.named_parameters(), *model.named_buffers())
+        state = {name: tensor.detach() for name, tensor in named}
+        return state if vector is None else state | self.space.unflatten(vector)
+
+    def _moments_from(self, sums: Tensor) -> Tensor:
+        rows = torch.zeros(1 + len(self.metrics), MOMENTS, dtype=torch.float64)
+        rows[0] = sums[:5]
+        if self.metrics:
+            rows[1, 0], rows[1, 3] = sums[5], sums[6]
+        return rows
+
+    def _data(self) -> tuple[Tensor, Tensor]:
+        samples = self.reference.module.samples
+        if self.reference.module.norms and self.reference.module.batchnorm != "frozen":
+            raise NotCovered(
+                f"BatchNorm under the policy {self.reference.module.batchnorm!r} has no native kernel"
+            )
+        if samples.device.type != "cpu":
+            raise NotCovered(f"the native engine runs on the CPU, not on {samples.device.type}")
+        if samples.dtype != torch.float32:
+            raise NotCovered(f"the native engine computes in float32, not {samples.dtype}")
+        if not samples.in_memory:
+            raise NotCovered("the native engine needs its data in memory")
+        inputs, targets = next(iter(samples.batches(samples.count)))
+        if not (isinstance(inputs, Tensor) and isinstance(targets, Tensor)):
+            raise NotCovered("the native engine needs one tensor of inputs and one of targets")
+        return inputs, targets.contiguous()
+
+    def _verify(self) -> None:
+        """Compares with the module itself: what was captured must be what the user runs."""
+        module = self.reference.module
+        center = self.space.flatten(module.model)
+        few = min(PROBE_SAMPLES, len(self._inputs))
+        sums = torch.zeros(1, 7, dtype=torch.float64)
+        plan, none = self.plan, torch.zeros(1, 0)
+        _ops.evaluate_points(
+            sums, self._pack(center), none, self._inputs, self._targets, plan.numbers,
+            plan.constants(self._state()), plan.indices, 0, few,
+        )  # fmt: skip
+        outputs = module.outputs(self._inputs[:few])
+        expected = self.reference.loss(outputs, self._targets[:few]).values.double().sum()
+        if not torch.allclose(sums[0, 0], expected, rtol=TOLERANCE, atol=1e-6, equal_nan=True):
+            raise NotCovered(
+                f"the captured program gives the loss {sums[0, 0] / few:.7g} where the model gives "
+                f"{expected / few:.7g}"
+            )
+
+
+def loss_spec(program: Program, reference: EagerEngine, targets: Tensor) -> LossSpec:
+    """The loss in the kernels' terms. Raises NotCovered where it has none."""
+    others = [name for name in reference.metrics if name != "accuracy"]
+    if others:
+        raise NotCovered(f"the metric {others[0]!r} has no native kernel")
+    count_correct = "accuracy" in reference.metrics
+    loss: Any = reference.loss.mean_module
+    if loss is None:
+        raise NotCovered(f"the loss {reference.loss.name} has no native kernel")
+    outputs = program.values[program.output].shape
+    last = program.nodes[-1].op if program.nodes else ""
+    if type(loss) in (nn.CrossEntropyLoss, nn.NLLLoss):
+        if targets.is_floating_point() or targets.ndim != 1 or len(outputs) != 1:
+            raise NotCovered(f"{type(loss).__name__} of other than class indices has no kernel")
+        if type(loss) is nn.NLLLoss and last != "log_softmax":
+            raise NotCovered("NLLLoss has a kernel only right after log_softmax")
+        return LossSpec(
+            LossKind.CROSS_ENTROPY,
+            loss.weight,
+            getattr(loss, "label_smoothing", 0.0),
+            loss.ignore_index,
+            count_correct,
+        )
+    kind = _ELEMENTWISE.get(type(loss))
+    if kind is None or last == "log_softmax" or getattr(loss, "weight", None) is not None:
+        raise NotCovered(f"the loss {reference.loss.name} has no native kernel")
+    if not targets.is_floating_point() or tuple(targets.shape[1:]) != outputs:
+        raise NotCovered(f"targets of shape {list(targets.shape[1:])} for outputs {list(outputs)}")
+    return LossSpec(kind, getattr(loss, "pos_weight", None), count_correct=count_correct)

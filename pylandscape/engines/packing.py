@@ -1,0 +1,81 @@
+"""Parameters in the order in which the kernels read them.
+
+Every function here is linear in its tensor, so that packing the centre and the directions once and
+adding the packed vectors gives the packed parameters of any point.
+"""
+
+import torch
+from torch import Tensor
+
+from pylandscape.engines.layout import round_up
+
+# Winograd's transform of a 3x3 filter, G w G', for outputs of 2x2 and of 4x4.
+_WINOGRAD = {
+    2: [[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]],
+    4: [
+        [1 / 4, 0, 0],
+        [-1 / 6, -1 / 6, -1 / 6],
+        [-1 / 6, 1 / 6, -1 / 6],
+        [1 / 24, 1 / 12, 1 / 6],
+        [1 / 24, -1 / 12, 1 / 6],
+        [0, 0, 1],
+    ],
+}
+
+
+def padded(tensor: Tensor, size: int) -> Tensor:
+    """Zeros behind the last dimension, up to `size`."""
+    return torch.nn.functional.pad(tensor, (0, size - tensor.shape[-1]))
+
+
+def channel_vector(vector: Tensor, lanes: int) -> Tensor:
+    """One float per channel; a panel that starts at any channel may be read to its end."""
+    return padded(vector.reshape(-1), vector_room(vector.numel(), lanes))
+
+
+def vector_room(channels: int, lanes: int) -> int:
+    return round_up(channels, lanes) + 2 * lanes
+
+
+def panels(matrix: Tensor, lanes: int) -> Tensor:
+    """[outputs, depth] as panels of two vectors (the last may be one) of outputs: [depth][width]."""
+    outputs = round_up(matrix.shape[0], lanes)
+    columns = padded(matrix.T, outputs)
+    return torch.cat([part.reshape(-1) for part in columns.split(2 * lanes, dim=1)])
+
+
+def direct_filters(
+    weight: Tensor, groups: int, pixel_pitch: int, by_row: bool, lanes: int
+) -> Tensor:
+    """[group][panel][kernel row, column, channel][width] of a filter [out, in / groups, h, w]."""
+    taps = weight.permute(0, 2, 3, 1)
+    if by_row:
+        taps = padded(taps, pixel_pitch)
+    matrices = taps.reshape(groups, weight.shape[0] // groups, -1)
+    return torch.cat([panels(matrix, lanes) for matrix in matrices])
+
+
+def winograd_filters(weight: Tensor, tile: int, pixel_pitch: int, lanes: int) -> Tensor:
+    """[frequency][panel][in][width] of G w G', formed in float64."""
+    transform = torch.tensor(_WINOGRAD[tile], dtype=torch.float64)
+    domain = torch.einsum("fh,oihw,gw->fgoi", transform, weight.double(), transform)
+    matrices = padded(domain, pixel_pitch).reshape(-1, weight.shape[0], pixel_pitch)
+    return torch.cat([panels(matrix, lanes) for matrix in matrices])
+
+
+def depthwise_filters(weight: Tensor, lanes: int) -> Tensor:
+    """[kernel position][channel] of a filter [channels, 1, h, w]."""
+    taps = weight.reshape(weight.shape[0], -1).T
+    return padded(taps, round_up(weight.shape[0], lanes)).reshape(-1)
+
+
+def linear_weights(weight: Tensor, columns: Tensor, lanes: int) -> Tensor:
+    """Panels of a matrix [outputs, inputs] whose column j is the input `columns[j]`, or none at -1."""
+    return panels(padded(weight, weight.shape[1] + 1)[:, columns], lanes)
+
+
+def per_element(tensor: Tensor, order: str, lanes: int) -> Tensor:
+    """A tensor of an activation's shape, in the activation's layout without halo."""
+    if order == "first" and tensor.ndim > 1:
+        tensor = tensor.movedim(0, -1)
+    return channel_vector(tensor, lanes)
