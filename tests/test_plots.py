@@ -340,10 +340,21 @@ def test_levels_of_a_wide_range_are_round_numbers():
 
 
 @pytest.mark.parametrize(
-    "values", [[2.30250, 2.30251, 2.30252], [1e-6, 1e-3, 1.0, 1e5], [-0.2, 0.0, 0.2], [1e6, 2e6]]
+    "values",
+    [
+        [2.30250, 2.30251, 2.30252],
+        [1e-6, 1e-3, 1.0, 1e5],
+        [-0.2, 0.0, 0.2],
+        [1e6, 2e6],
+        [1.01, 1.02, 1.1],
+    ],
 )
 def test_numbers_tell_neighbours_apart(values):
-    assert len(set(number_texts(values))) == len(values)
+    texts = number_texts(values)
+    for value, text in zip(values, texts, strict=True):
+        plain = text.replace("\N{MINUS SIGN}", "-").strip("$").replace("{\\cdot}10^", "e")
+        plain = plain.replace("10^", "1e").replace("{", "").replace("}", "")
+        assert float(plain) == pytest.approx(value, rel=1e-12)
 
 
 # -- planes --------------------------------------------------------------------------------------

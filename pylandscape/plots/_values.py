@@ -268,24 +268,26 @@ def _log_levels(low: float, high: float, count: int) -> Floats:
 
 
 def number_texts(values: Sequence[float] | Floats) -> list[str]:
-    """Numbers as short text with the digits needed to tell neighbours apart.
+    """Numbers as short texts, with the digits that tell each from its neighbours.
 
     Example:
-        >>> number_texts([0.0, 0.25, 0.5]), number_texts([0.001, 1.0, 1e5])
-        (['0', '0.25', '0.5'], ['0.001', '1', '$10^{5}$'])
+        >>> number_texts([0.0, 0.125, 0.25]), number_texts([0.001, 1.0, 1e5])
+        (['0', '0.125', '0.25'], ['0.001', '1', '$10^{5}$'])
     """
-    ordered = np.unique(np.asarray(values, dtype=np.float64))
-    gaps = np.diff(ordered)
-    scale = np.abs(ordered).max(initial=0.0)
-    # Evenly spaced numbers share their decimals; the significant digits follow from the gap.
-    digits = 4 if len(gaps) == 0 else max(3, math.ceil(math.log10(scale / gaps.min())) + 1)
-    is_geometric = len(gaps) > 1 and gaps.max() > 1.5 * gaps.min()
-    return [_number_text(float(v), 2 if is_geometric else min(digits, 12)) for v in values]
+    numbers = np.asarray(values, dtype=np.float64)
+    distances = np.abs(numbers[:, None] - numbers)
+    distances[distances == 0] = np.inf
+    # The error of a text is at most a thousandth of the way to the next number.
+    allowed = np.minimum(1e-3 * distances.min(axis=1, initial=np.inf), 1e-3 * np.abs(numbers))
+    return [_number_text(float(v), float(e)) for v, e in zip(numbers, allowed, strict=True)]
 
 
-def _number_text(value: float, digits: int) -> str:
+def _number_text(value: float, allowed: float) -> str:
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
+    digits = next(
+        (n for n in range(1, 15) if abs(float(f"{value:.{n - 1}e}") - value) <= allowed), 15
+    )
     if 1e-3 <= abs(value) < 1e4 * (1 - 1e-9):
         text = np.format_float_positional(
             value, precision=digits, unique=False, fractional=False, trim="-"
