@@ -3,32 +3,39 @@
 Shapes are those of one sample in torch's order, the batch dimension left out: (C, H, W), (C, L),
 (T, K), (K,). Sizes of windows are pairs (height, width); a one-dimensional layer has height 1.
 
-| op                | output                                    | attrs; tensors                      |
-|-------------------|-------------------------------------------|-------------------------------------|
-| conv              | cross-correlation, zeros around the image | kernel, stride, padding, dilation,  |
-|                   |                                           | groups; weight, bias?               |
-| linear            | W x + b over the last dimension           | weight, bias?                       |
-| batch_norm        | (x - mean) / sqrt(var + eps) * w + b      | eps; mean, var, weight?, bias?      |
-|                   | per index of the first dimension          |                                     |
-| layer_norm        | normalised over the last `dims`           | dims, eps; weight?, bias?           |
-| group_norm        | normalised per group of channels          | groups, eps; weight?, bias?         |
-| activation        | `kind` of each element, see ACTIVATIONS   | kind, a?, b?, c?                    |
-| max_pool          | largest of each window, no padding        | kernel, stride, padding, dilation   |
-| avg_pool          | sum of each window over `divisor`, or     | kernel, stride, padding,            |
-|                   | over its elements where that is None      | count_include_pad, divisor          |
-| adaptive_avg_pool | means of a grid of `size` windows         | size                                |
-| add, sub, mul     | of two values, broadcast like torch       |                                     |
-| scale             | a x + b                                   | a, b                                |
-| reindex           | element i is element index[i] of the      | index, int64 [elements of output]   |
-|                   | flattened and concatenated inputs, zero   |                                     |
-|                   | where index[i] = -1                       |                                     |
-| log_softmax       | over the first dimension, the last node   |                                     |
+    conv               cross-correlation of an image with zeros around it
+                       kernel, stride, padding, dilation, groups; weight, bias?
+    linear             W x + b over the last dimension
+                       weight, bias?
+    batch_norm         (x - mean) / sqrt(var + eps) * weight + bias over the first dimension
+                       eps; mean, var, weight?, bias?
+    layer_norm         normalised over the last `dims` dimensions
+                       dims, eps; weight?, bias?
+    group_norm         normalised over each of `groups` groups of channels
+                       groups, eps; weight?, bias?
+    activation         a function of each element, see ACTIVATIONS
+                       kind, a?, b?, c?
+    max_pool           the largest of each window, padding left out
+                       kernel, stride, padding, dilation
+    avg_pool           the sum of each window over `divisor`, or where that is None over the number
+                       of its elements, of those inside the image if not `count_include_pad`
+                       kernel, stride, padding, count_include_pad, divisor
+    adaptive_avg_pool  means of a grid of windows that cover the image
+                       size
+    add, sub, mul      of two values of as many dimensions, broadcast like torch
+    scale              a x + b
+                       a, b
+    reindex            element i is element index[i] of the flattened and concatenated inputs, zero
+                       where index[i] is -1
+                       index (int64, one per element of the output)
+    log_softmax        over the first dimension, only as the last node
 
-`padding` is a pair, or ((top, bottom), (left, right)) where the two sides differ. Windows that
-overhang the padded image (`ceil_mode`) show in the shape of the output only.
+The second line names the attributes and, after a semicolon, the roles of tensors; `?` marks what
+may be missing. `padding` is a pair, or ((top, bottom), (left, right)) where two sides differ.
+Windows that overhang the padded image (`ceil_mode`) show in the shape of the output only.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -135,7 +142,8 @@ class Program:
         for node in self.nodes:
             kind = str(node.attrs["kind"]) if node.op == "activation" else node.op
             shape = _times(self.values[node.output].shape)
-            rows.append((kind, shape, _names(node.tensors), self._attributes(node)))
+            parameters = [node.tensors[role] for role in ("weight", "bias") if role in node.tensors]
+            rows.append((kind, shape, _names(parameters), self._attributes(node)))
         widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         return "\n".join([*lines, f"{self.flops / 1e6:.4g} MFLOP per sample"])
@@ -165,10 +173,10 @@ def _short(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _names(tensors: Mapping[str, str]) -> str:
+def _names(names: Iterable[str]) -> str:
     """Names grouped by their module: `layer1.conv: weight, bias`."""
     grouped: dict[str, list[str]] = {}
-    for name in tensors.values():
+    for name in names:
         module, _, leaf = name.rpartition(".")
         grouped.setdefault(module, []).append(leaf)
     return "; ".join(
