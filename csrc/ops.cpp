@@ -1,5 +1,21 @@
-// The schemas of all operators, and nothing else. Kernels register themselves in cpu/<operator>.cpp.
+// The schemas of all operators, and nothing else. Kernels register themselves in
+// cpu/<operator>.cpp.
 
 #include <torch/csrc/stable/library.h>
 
-STABLE_TORCH_LIBRARY(pylandscape, m) { (void)m; }
+STABLE_TORCH_LIBRARY(pylandscape, m) {
+  // P parameters, D directions, K points, F filters.
+  m.def("perturb(Tensor(a!) points, Tensor center, Tensor directions, Tensor coordinates) -> ()");
+  m.def(
+      "perturb.random(Tensor(a!) points, Tensor center, Tensor seeds, Tensor scales, "
+      "Tensor filter_table, Tensor coordinates) -> ()");
+  m.def("filter_norms(Tensor vector, Tensor filter_table) -> Tensor");
+  m.def("filter_norms.random(Tensor seeds, Tensor filter_table) -> Tensor");
+  m.def("random_normal(Tensor seeds, int size) -> Tensor");
+  m.def(
+      "lanczos_step(Tensor(a!) basis, Tensor(b!) product, int step, float scale, "
+      "float tolerance) -> (Tensor coefficients, Tensor beta, Tensor breakdown)");
+  m.def(
+      "evaluate_points(Tensor(a!) sums, Tensor packed, Tensor coordinates, Tensor inputs, "
+      "Tensor targets, Tensor plan, Tensor constants, Tensor indices, int first, int last) -> ()");
+}

@@ -1,10 +1,24 @@
 """The compiled operators: one typed wrapper and one fake kernel each.
 
 This is the only file that names `torch.ops.pylandscape`. The schemas are in `csrc/ops.cpp`, the
-kernels in `csrc/cpu/<operator>.cpp`.
+kernels in `csrc/cpu/<operator>.cpp`. Arguments are checked here, once, for all devices. None of the
+operators is differentiable.
+
+The kernels are for CPU tensors of float32 or float64. Tensors on other devices, and other dtypes where
+that makes sense, are served by plain torch code below.
+
+Shapes: P parameters, D directions, K points, F filters. A filter table is int64 [T, 4] with rows
+(offset, outer, rows, inner) that cover [0, P) in order: element (o, r, i) of a row lies at
+`offset + (o * rows + r) * inner + i` and belongs to the r-th filter of the row; filters are numbered
+through the table.
 """
 
-import torch  # noqa: F401  the extension resolves its symbols in torch's libraries
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pylandscape._checks import require, show
 
 try:
     from pylandscape import _C
@@ -18,14 +32,29 @@ except ImportError as error:
 
 _C.isa()  # a PYLANDSCAPE_ISA that this machine cannot run is an error now, not at the first use
 
-__all__ = ["isa", "isa_levels", "set_isa"]
+__all__ = [
+    "LanczosStep",
+    "evaluate_points",
+    "filter_norms",
+    "isa",
+    "isa_levels",
+    "lanczos_step",
+    "normal_filter_norms",
+    "perturb",
+    "perturb_random",
+    "random_normal",
+    "set_isa",
+]
+
+_BLOCK = 1 << 16  # columns that the plain torch code converts to float64 at once
 
 
 def isa() -> str:
     """The instruction-set level in use: `baseline`, `avx2` or `avx512`.
 
-    >>> isa() in isa_levels()
-    True
+    Example:
+        >>> isa() in isa_levels()
+        True
     """
     return _C.isa()
 
@@ -36,9 +65,454 @@ def isa_levels() -> tuple[str, ...]:
 
 
 def set_isa(level: str) -> None:
-    """Use `level` from now on, for tests; users set `PYLANDSCAPE_ISA` before the import.
+    """Uses `level` from now on, for tests; users set `PYLANDSCAPE_ISA` before the import.
 
     Raises:
-        ValueError: If the level is unknown or this machine cannot run it.
+        ValueError: the level is unknown or this machine cannot run it.
     """
     _C.set_isa(level)
+
+
+# perturb --------------------------------------------------------------------------------------
+
+
+def perturb(
+    center: Tensor, directions: Tensor, coordinates: Tensor, out: Tensor | None = None
+) -> Tensor:
+    """Points center + sum_j coordinates[k, j] directions[j] in one pass over memory.
+
+    The sum over j is formed first, so a point differs from exact arithmetic by about one rounding.
+    The result is the same bits for every instruction set and number of threads.
+
+    Args:
+        center: [P].
+        directions: [D, P], D >= 1, of the dtype and on the device of `center`.
+        coordinates: [K, D], converted to that dtype.
+        out: contiguous [K, P] to write into. Worth having for many calls: memory that is new to the
+            process costs more than the arithmetic.
+
+    Returns:
+        [K, P], `out` if that was given.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit.
+
+    Example:
+        >>> w, d = torch.tensor([1.0, 2.0]), torch.tensor([[1.0, 0.0], [0.0, 10.0]])
+        >>> perturb(w, d, torch.tensor([[0.0, 0.0], [2.0, -1.0]])).tolist()
+        [[1.0, 2.0], [3.0, -8.0]]
+    """
+    size = _vector_size("perturb", "center", center)
+    require(
+        directions.ndim == 2
+        and directions.shape[0] >= 1
+        and directions.shape[1] == size
+        and _alike(directions, center),
+        f"perturb: directions must have shape [D, {size}] with D >= 1, {center.dtype} on "
+        f"{center.device} like the center, got {show(directions)} on {directions.device}.",
+    )
+    coordinates = _coordinates(center, coordinates, len(directions))
+    points = _points(center, coordinates, out)
+    with torch.no_grad():
+        if _native(center):
+            torch.ops.pylandscape.perturb(
+                points, center.contiguous(), directions.contiguous(), coordinates
+            )
+        else:
+            torch.add(center, coordinates @ directions, out=points)
+    return points
+
+
+def perturb_random(
+    center: Tensor,
+    seeds: Tensor,
+    scales: Tensor,
+    filter_table: Tensor,
+    coordinates: Tensor,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Points center + sum_j coordinates[k, j] d_j with random directions that are never stored.
+
+    Element p of d_j is scales[j, filter of p] z_p, with z the normal stream of seeds[j]. The result
+    is the same bits as that of `perturb` with these directions stored.
+
+    Args:
+        center: [P].
+        seeds: int64 [D], D >= 1.
+        scales: [D, F].
+        filter_table: int64 [T, 4].
+        coordinates: [K, D].
+        out: as for `perturb`.
+
+    Raises:
+        ValueError: shapes or dtypes do not fit, or the table does not cover the parameters.
+
+    Example:
+        >>> table = torch.tensor([[0, 1, 2, 3]])  # two filters of three elements
+        >>> scales = torch.tensor([[1.0, 0.0]])
+        >>> seeds, here = torch.tensor([7]), torch.ones(1, 1)
+        >>> point = perturb_random(torch.zeros(6), seeds, scales, table, here)[0]
+        >>> torch.equal(point[:3], random_normal(7, 6)[:3]), point[3:].tolist()
+        (True, [0.0, 0.0, 0.0])
+    """
+    _vector_size("perturb_random", "center", center)
+    seeds = _seeds("perturb_random", seeds)
+    filter_table = _table("perturb_random", filter_table)
+    require(
+        scales.ndim == 2 and len(scales) == len(seeds) and scales.is_floating_point(),
+        f"perturb_random: scales must be real of shape [{len(seeds)}, F], got {show(scales)}.",
+    )
+    coordinates = _coordinates(center, coordinates, len(seeds))
+    points = _points(center, coordinates, out)
+    scales = scales.to("cpu", torch.float64).contiguous()
+    with torch.no_grad():
+        if _native(center):
+            torch.ops.pylandscape.perturb.random(
+                points, center.contiguous(), seeds, scales, filter_table, coordinates
+            )
+        else:
+            host = torch.float64 if center.dtype == torch.float64 else torch.float32
+            origin = torch.zeros(center.numel(), dtype=host)
+            directions = perturb_random(origin, seeds, scales, filter_table, torch.eye(len(seeds)))
+            perturb(center, directions.to(center), coordinates, out=points)
+    return points
+
+
+@torch.library.register_fake("pylandscape::perturb")
+def _(points: Tensor, center: Tensor, directions: Tensor, coordinates: Tensor) -> None:
+    return None
+
+
+@torch.library.register_fake("pylandscape::perturb.random")
+def _(
+    points: Tensor,
+    center: Tensor,
+    seeds: Tensor,
+    scales: Tensor,
+    filter_table: Tensor,
+    coordinates: Tensor,
+) -> None:
+    return None
+
+
+# filter_norms ---------------------------------------------------------------------------------
+
+
+def filter_norms(vector: Tensor, filter_table: Tensor) -> Tensor:
+    """The Euclidean norm of every filter of `vector` [P], float64 [F].
+
+    Summed in float64 in one pass, in an order that depends on the table alone.
+
+    Raises:
+        ValueError: the table does not cover the vector.
+
+    Example:
+        >>> filter_norms(torch.tensor([3.0, 4.0, 5.0, 12.0]), torch.tensor([[0, 1, 2, 2]])).tolist()
+        [5.0, 13.0]
+    """
+    _vector_size("filter_norms", "vector", vector)
+    filter_table = _table("filter_norms", filter_table)
+    with torch.no_grad():
+        if _native(vector):
+            return torch.ops.pylandscape.filter_norms(vector.contiguous(), filter_table)
+        norms = [
+            torch.linalg.vector_norm(part.view(outer, rows, inner).double(), dim=(0, 2))
+            for offset, outer, rows, inner in filter_table.tolist()
+            for part in [vector[offset : offset + outer * rows * inner]]
+        ]
+        return torch.cat(norms) if norms else vector.new_zeros(0, dtype=torch.float64)
+
+
+def normal_filter_norms(seeds: Tensor | int, filter_table: Tensor) -> Tensor:
+    """The norms of the filters of random directions that are never stored.
+
+    Args:
+        seeds: int64 [D], or one integer.
+        filter_table: int64 [T, 4].
+
+    Returns:
+        float64 [D, F], or [F] for one integer: `filter_norms` of `random_normal`, bit for bit.
+
+    Example:
+        >>> table = torch.tensor([[0, 1, 3, 100]])
+        >>> torch.equal(normal_filter_norms(5, table), filter_norms(random_normal(5, 300), table))
+        True
+    """
+    streams = _seeds("normal_filter_norms", seeds)
+    filter_table = _table("normal_filter_norms", filter_table)
+    norms = torch.ops.pylandscape.filter_norms.random(streams, filter_table)
+    return norms[0] if isinstance(seeds, int) else norms
+
+
+@torch.library.register_fake("pylandscape::filter_norms")
+def _(vector: Tensor, filter_table: Tensor) -> Tensor:
+    filters = torch.library.get_ctx().new_dynamic_size()
+    return vector.new_empty(filters, dtype=torch.float64)
+
+
+@torch.library.register_fake("pylandscape::filter_norms.random")
+def _(seeds: Tensor, filter_table: Tensor) -> Tensor:
+    filters = torch.library.get_ctx().new_dynamic_size()
+    return seeds.new_empty(len(seeds), filters, dtype=torch.float64)
+
+
+# random_normal --------------------------------------------------------------------------------
+
+
+def random_normal(seeds: Tensor | int, size: int) -> Tensor:
+    """Independent standard normal numbers, the raw random directions.
+
+    Element p of a stream depends on the seed and p alone: Philox4x32-10 with the 64-bit seed as key
+    and p // 4 as counter, and the Box-Muller transform of its words in float32 (relative error below
+    5e-7, |z| < 6.764). It is the same bits on every machine, instruction set and number of threads.
+
+    Args:
+        seeds: int64 [D], or one integer that fits int64.
+        size: P >= 0.
+
+    Returns:
+        float32 [D, P], or [P] for one integer.
+
+    Example:
+        >>> z = random_normal(0, 100_000)
+        >>> abs(float(z.mean())) < 0.01, abs(float(z.std()) - 1) < 0.01
+        (True, True)
+        >>> torch.equal(z[:10], random_normal(0, 10))
+        True
+    """
+    streams = _seeds("random_normal", seeds)
+    require(size >= 0, f"random_normal: size must be at least 0, got {size}.")
+    numbers = torch.ops.pylandscape.random_normal(streams, size)
+    return numbers[0] if isinstance(seeds, int) else numbers
+
+
+@torch.library.register_fake("pylandscape::random_normal")
+def _(seeds: Tensor, size: int) -> Tensor:
+    return seeds.new_empty(len(seeds), size, dtype=torch.float32)
+
+
+# lanczos_step ---------------------------------------------------------------------------------
+
+
+class LanczosStep(NamedTuple):
+    """What one step of the Lanczos process found.
+
+    Attributes:
+        coefficients: float64 [j + 1], v_i . H v_j for all rows: column j of V H V^T. The last is
+            alpha, the one before the last beta; after a restart, the others are the coupling to the
+            kept Ritz vectors.
+        beta: the norm of what is left of H v_j beyond the basis.
+        breakdown: beta is negligible, or not finite, and row j + 1 was not written.
+    """
+
+    coefficients: Tensor
+    beta: float
+    breakdown: bool
+
+    @property
+    def alpha(self) -> float:
+        """v_j . H v_j."""
+        return float(self.coefficients[-1])
+
+
+def lanczos_step(
+    basis: Tensor,
+    product: Tensor,
+    row: int,
+    scale: float = 0.0,
+    tolerance: float | None = None,
+) -> LanczosStep:
+    """One step of the Lanczos process with full reorthogonalisation, in place.
+
+    With w = H v_j in `product`, classical Gram-Schmidt done twice,
+
+        h = V w,  w <- w - V^T h,  g = V w,  w <- w - V^T g,
+
+    over all rows v_0 .. v_j of the basis V: it contains the three-term recurrence
+    w <- w - alpha v_j - beta v_{j-1}, as h_j = alpha and h_{j-1} is the last beta, and twice is enough
+    for orthogonality to rounding. Then v_{j+1} = w / |w| is written into row j + 1. Dot products are
+    summed in float64, independently of the number of threads; the basis is read three times.
+
+    Args:
+        basis: contiguous [M, P], its rows 0 .. j orthonormal. Row j + 1 is overwritten.
+        product: H v_j [P], contiguous, float32 or float64. Overwritten with what is left of it, not
+            normalised.
+        row: j, at most M - 2.
+        scale: a lower bound on the norm of H, such as the largest |Ritz value| so far.
+        tolerance: it is a breakdown, an invariant subspace, when
+            |w| <= tolerance * max(scale, |H v_j|); ten units of rounding by default. The basis says
+            nothing beyond it then, and v_{j+1} would be noise.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit, or `row` is out of range.
+
+    Example:
+        >>> H = torch.diag(torch.tensor([1.0, 2.0, 4.0]).double())
+        >>> V = torch.zeros(4, 3, dtype=torch.float64)
+        >>> V[0] = 3**-0.5
+        >>> steps = [lanczos_step(V, H @ V[j], j) for j in range(3)]
+        >>> [round(step.alpha, 4) for step in steps], steps[2].breakdown
+        ([2.3333, 2.8095, 1.8571], True)
+    """
+    size = _vector_size("lanczos_step", "product", product)
+    require(
+        product.dtype in (torch.float32, torch.float64) and product.is_contiguous(),
+        f"lanczos_step: product must be contiguous, float32 or float64, got {show(product)}.",
+    )
+    require(
+        basis.ndim == 2
+        and basis.shape[1] == size
+        and basis.is_contiguous()
+        and _alike(basis, product),
+        f"lanczos_step: basis must be contiguous of shape [M, {size}], {product.dtype} on "
+        f"{product.device} like the product, got {show(basis)} on {basis.device}.",
+    )
+    require(
+        0 <= row <= len(basis) - 2,
+        f"lanczos_step: row must be from 0 to {len(basis) - 2} for a basis of {len(basis)} rows, "
+        f"got {row}.",
+    )
+    if tolerance is None:
+        tolerance = 10 * torch.finfo(product.dtype).eps
+    with torch.no_grad():
+        step = torch.ops.pylandscape.lanczos_step if _native(product) else _lanczos_step
+        coefficients, beta, breakdown = step(basis, product, row, float(scale), float(tolerance))
+    return LanczosStep(coefficients.cpu(), float(beta), bool(breakdown))
+
+
+def _lanczos_step(
+    basis: Tensor, product: Tensor, row: int, scale: float, tolerance: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The operator in plain torch, for any device."""
+    tiles = [*zip(basis[: row + 1].split(_BLOCK, 1), product.split(_BLOCK), strict=True)]
+    norm = torch.linalg.vector_norm(product, dtype=torch.float64)
+    coefficients = torch.zeros(row + 1, dtype=torch.float64, device=product.device)
+    for _ in range(2):
+        dots = sum(
+            (rows.double() @ w.double() for rows, w in tiles), torch.zeros_like(coefficients)
+        )
+        for rows, w in tiles:
+            w.copy_(w.double() - dots @ rows.double())
+        coefficients += dots
+    beta = torch.linalg.vector_norm(product, dtype=torch.float64)
+    least = (tolerance * norm.clamp(min=scale)).clamp(min=torch.finfo(torch.float64).tiny)
+    breakdown = ~((beta > least) & torch.isfinite(beta))
+    if not breakdown:
+        torch.mul(product, 1 / beta, out=basis[row + 1])
+    return coefficients, beta, breakdown
+
+
+@torch.library.register_fake("pylandscape::lanczos_step")
+def _(
+    basis: Tensor, product: Tensor, step: int, scale: float, tolerance: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    wide = {"dtype": torch.float64}
+    breakdown = product.new_empty((), dtype=torch.bool)
+    return product.new_empty(step + 1, **wide), product.new_empty((), **wide), breakdown
+
+
+# evaluate_points ------------------------------------------------------------------------------
+
+
+def evaluate_points(
+    sums: Tensor,
+    packed: Tensor,
+    coordinates: Tensor,
+    inputs: Tensor,
+    targets: Tensor,
+    plan: Tensor,
+    constants: Tensor,
+    indices: Tensor,
+    first: int,
+    last: int,
+) -> None:
+    """Adds to `sums` [K, 7] the loss sums of samples [first, last) at K points.
+
+    The arguments come from `engines/native.py`, which makes them fit.
+
+    Args:
+        sums: float64 [K, 7]: a, a^2, a b, b, b^2 of the loss terms, correct, counted.
+        packed: float32 [1 + D, packed], the centre and the directions in the kernels' order.
+        coordinates: float32 [K, D].
+        inputs: float32, samples first.
+        targets: int64 classes or float32 targets, samples first.
+        plan, constants, indices: of the plan, see `engines/plan.py`.
+        first, last: the range of samples.
+    """
+    torch.ops.pylandscape.evaluate_points(
+        sums, packed, coordinates, inputs, targets, plan, constants, indices, first, last
+    )
+
+
+@torch.library.register_fake("pylandscape::evaluate_points")
+def _(
+    sums: Tensor,
+    packed: Tensor,
+    coordinates: Tensor,
+    inputs: Tensor,
+    targets: Tensor,
+    plan: Tensor,
+    constants: Tensor,
+    indices: Tensor,
+    first: int,
+    last: int,
+) -> None:
+    return None
+
+
+# Arguments ------------------------------------------------------------------------------------
+
+
+def _native(tensor: Tensor) -> bool:
+    """Whether the compiled kernels serve this tensor."""
+    return tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64)
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.device == b.device
+
+
+def _vector_size(function: str, name: str, vector: Tensor) -> int:
+    require(
+        vector.ndim == 1 and vector.is_floating_point(),
+        f"{function}: {name} must be a real vector [P], got {show(vector)}.",
+    )
+    return vector.numel()
+
+
+def _coordinates(center: Tensor, coordinates: Tensor, count: int) -> Tensor:
+    require(
+        coordinates.ndim == 2 and coordinates.shape[1] == count,
+        f"perturb: coordinates must have shape [K, {count}], a column per direction, got "
+        f"{show(coordinates)}.",
+    )
+    return coordinates.to(center.device, center.dtype).contiguous()
+
+
+def _points(center: Tensor, coordinates: Tensor, out: Tensor | None) -> Tensor:
+    shape = (len(coordinates), center.numel())
+    if out is None:
+        return center.new_empty(shape)
+    require(
+        out.shape == shape and out.is_contiguous() and _alike(out, center),
+        f"perturb: out must be contiguous of shape {list(shape)}, {center.dtype} on "
+        f"{center.device} like the center, got {show(out)} on {out.device}.",
+    )
+    return out
+
+
+def _seeds(function: str, seeds: Tensor | int) -> Tensor:
+    streams = torch.tensor([seeds]) if isinstance(seeds, int) else seeds.cpu()
+    require(
+        streams.ndim == 1 and streams.dtype == torch.int64,
+        f"{function}: seeds must be int64 of shape [D], got {show(streams)}.",
+    )
+    return streams.contiguous()
+
+
+def _table(function: str, filter_table: Tensor) -> Tensor:
+    require(
+        filter_table.ndim == 2 and filter_table.shape[1] == 4 and filter_table.dtype == torch.int64,
+        f"{function}: filter_table must be int64 of shape [T, 4], got {show(filter_table)}.",
+    )
+    return filter_table.cpu().contiguous()
