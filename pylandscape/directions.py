@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pylandscape import _ops
 from pylandscape._checks import require, show
-from pylandscape.parameters import ParameterSpace, unwrap
+from pylandscape.parameters import ParameterSpace
 
 if TYPE_CHECKING:
     from pylandscape.objective import Objective
@@ -45,6 +45,7 @@ class Directions:
     ) -> None:
         self.space, self.center = space, center
         self._stored, self._seeds, self._scales = stored, seeds, scales
+        self._placed: Tensor | None = None  # the stored ones where and as they are used
         count = len(self)
         self.labels = list(labels or [f"direction {j + 1}" for j in range(count)])
         self.attrs = dict(attrs or {})
@@ -142,14 +143,13 @@ class Directions:
             center: [P].
             coordinates: [K, D].
         """
-        coordinates = coordinates.to(center.device, center.dtype)
         if self._stored is not None:
             return _ops.perturb(center, self._on(center), coordinates)
-        host = center.cpu()
-        rows = _ops.perturb_random(
-            host, self._seeds, self._scales, self.space.filter_table, coordinates.cpu()
+        assert self._seeds is not None
+        assert self._scales is not None
+        return _ops.perturb_random(
+            center, self._seeds, self._scales, self.space.filter_table, coordinates
         )
-        return rows.to(center.device)
 
     def stream(self, center: Tensor, coordinates: Tensor) -> Iterator[Tensor]:
         """The same points one by one, formed a chunk at a time so that memory stays bounded."""
@@ -159,10 +159,12 @@ class Directions:
 
     def _on(self, center: Tensor) -> Tensor:
         """The stored vectors beside `center`, moved there once."""
-        assert self._stored is not None
-        if (self._stored.device, self._stored.dtype) != (center.device, center.dtype):
-            self._stored = self._stored.to(center.device, center.dtype)
-        return self._stored
+        placed = self._placed if self._placed is not None else self._stored
+        assert placed is not None
+        if (placed.device, placed.dtype) != (center.device, center.dtype):
+            assert self._stored is not None
+            placed = self._placed = self._stored.to(center.device, center.dtype)
+        return placed
 
 
 def random_directions(
@@ -239,7 +241,7 @@ def random_directions(
         )
         return Directions(space, stored=stored, attrs=attrs)
     scales = torch.stack([_scales(space, center, int(s), normalize, ignore) for s in seeds])
-    return Directions(space, seeds=seeds, scales=scales.float(), attrs=attrs)
+    return Directions(space, seeds=seeds, scales=scales, attrs=attrs)
 
 
 def difference_directions(objective: "Objective", *models: nn.Module | Tensor) -> Directions:
@@ -253,11 +255,10 @@ def difference_directions(objective: "Objective", *models: nn.Module | Tensor) -
     """
     require(bool(models), "difference_directions: models must hold at least one, got none.")
     center = objective.center
-    rows = [
-        model.to(center) if isinstance(model, Tensor) else
-        objective.space.flatten(unwrap(model), center.dtype, center.device)
-        for model in models
-    ]  # fmt: skip
+    rows = []
+    for model in models:
+        named = objective.space.unflatten(model) if isinstance(model, Tensor) else model
+        rows.append(objective.space.flatten(named, center.dtype, center.device))
     return Directions.from_vectors(
         objective.space,
         torch.stack(rows) - center,
@@ -292,7 +293,7 @@ def _scales(
         return kept
     table = space.filter_table
     of_center = _ops.filter_norms(center, table)
-    of_raw = _ops.filter_norms(_ops.random_normal(seed, space.size), table)
+    of_raw = _ops.normal_filter_norms(seed, table)
     if normalize == "filter":
         return kept * of_center / (of_raw + 1e-10)
     if normalize == "model":
@@ -314,7 +315,7 @@ def _elementwise(
             if ignore == "biasbn" and entry.is_vector:
                 direction[entry.slice] = 0
         return direction
-    scales = _scales(space, center, seed, "filter", "biasbn").float()
+    scales = _scales(space, center, seed, "filter", "biasbn")
     direction = _ops.perturb_random(
         torch.zeros_like(center), torch.tensor([seed]), scales[None], space.filter_table,
         torch.ones(1, 1, dtype=center.dtype),

@@ -127,6 +127,11 @@ class Objective:
             f"Objective: precision must be one of {PRECISIONS}, got {show(precision)}.",
         )
         require(
+            isinstance(metrics, Mapping | None),
+            f"Objective: metrics must be a mapping of callables by name, got {show(metrics)}.",
+            TypeError,
+        )
+        require(
             batch_size is None or (isinstance(batch_size, int) and batch_size > 0),
             f"Objective: batch_size must be a positive integer, got {show(batch_size)}.",
         )
@@ -284,7 +289,7 @@ class Objective:
         Under `recompute` this is a pass over the data, otherwise they are the model's own.
         """
         point = self._point(at, "buffers")
-        with torch.no_grad(), self._engine.module.evaluating():
+        with self._engine.module.evaluating(), torch.no_grad():
             state = self._engine.module.state(point)
         return {name: state[name] for name, _ in self.model.named_buffers()}
 

@@ -111,8 +111,7 @@ def grid(
         >>> pl.grid(objective, pl.random_directions(objective, 3), resolution=3).loss.shape
         (3, 3, 3)
     """
-    dimensions = len(directions) if isinstance(directions, Directions) else None
-    return _sample("grid", dimensions, objective, directions, extent, resolution, center, progress)
+    return _sample("grid", None, objective, directions, extent, resolution, center, progress)
 
 
 def axis_names(count: int) -> tuple[str, ...]:
@@ -130,8 +129,14 @@ def _sample(
     center: Tensor | None,
     progress: bool | None,
 ) -> xr.Dataset:
+    require(
+        isinstance(objective, Objective),
+        f"{kind}: objective must be an Objective, got {show(objective)}. Make one of the model, "
+        "the loss and the data.",
+        TypeError,
+    )
     objective.check_directions(directions, kind)
-    dimensions = len(directions) if dimensions is None else dimensions
+    dimensions = max(1, len(directions)) if dimensions is None else dimensions
     require(
         len(directions) == dimensions,
         f"{kind}: directions must be {dimensions} in number, got {len(directions)}. "
@@ -140,6 +145,10 @@ def _sample(
     axes = _axes(kind, dimensions, extent, resolution)
     if center is None:
         center = objective.center if directions.center is None else directions.center
+    require(
+        isinstance(center, Tensor) and center.shape == (objective.space.size,),
+        f"{kind}: center must have shape [{objective.space.size}], got {show(center)}.",
+    )
     shape = tuple(len(axis) for axis in axes)
     mesh = torch.cartesian_prod(*(torch.from_numpy(axis) for axis in axes)).reshape(-1, dimensions)
 

@@ -176,6 +176,7 @@ def info_nce(outputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tenso
     ],
     ids=["contrastive", "contrastive values", "variance", "centred", "size", "root", "weighted"],
 )
+@pytest.mark.filterwarnings("ignore:var.*degrees of freedom")
 def test_a_loss_that_couples_samples_is_rejected(loss: Any) -> None:
     with pytest.raises(ValueError, match=r"^Objective: loss must be a mean or a sum over samples"):
         classifier(loss=loss)

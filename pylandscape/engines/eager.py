@@ -94,9 +94,8 @@ class EagerEngine:
 
     # -- one pass -------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def _moments_of(self, points: list[tuple[Tensor, Buffers | None]]) -> Tensor:
-        with self.module.evaluating():
+        with self.module.evaluating(), torch.no_grad():
             states = [self.module.state(vector, own) for vector, own in points]
             sums = torch.zeros(
                 len(points), 1 + len(self.metrics), MOMENTS,

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from pylandscape._checks import alike, shapes
 from pylandscape.data import Samples
+from pylandscape.engines.interrupts import DeferredInterrupt
 from pylandscape.losses import sample_count
 from pylandscape.parameters import ParameterSpace
 
@@ -46,13 +47,16 @@ class FunctionalModule:
         self.model, self.space, self.samples = model, space, samples
         self.batchnorm, self.batch_size = batchnorm, batch_size
         self._caller = _Caller(model)
+        self._interrupt = DeferredInterrupt()
         self.channels_last = False
         self.channels_last = self._channels_last_works()
         if self.channels_last:
             samples.map_inputs(_as_channels_last)
 
     def batches(self) -> Iterator[tuple[Any, Any]]:
-        return self.samples.batches(self.batch_size)
+        for batch in self.samples.batches(self.batch_size):
+            self._interrupt.check()
+            yield batch
 
     def outputs(self, inputs: Any) -> Any:
         """What the user's module gives for one batch of inputs.
@@ -62,7 +66,7 @@ class FunctionalModule:
         """
         center = self.space.flatten(self.model, self.samples.dtype, self.samples.device)
         try:
-            with torch.no_grad(), self.evaluating():
+            with self.evaluating(), torch.no_grad():
                 return self.within(
                     self.state(center, buffers={}), functools.partial(self.call, inputs)
                 )
@@ -150,23 +154,18 @@ class FunctionalModule:
         Attention stays on its differentiable path, whose outputs differ from those of the fast one
         at padded positions: the loss, its gradient and its Hessian are of one function.
         """
-        fast = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
-        try:
-            with _unchanged(self.model):
-                for module in self.model.modules():
-                    module.__dict__.update(
-                        training=False,
-                        _compiled_call_impl=None,  # `model.compile()`
-                        _backward_hooks=OrderedDict(),  # they see or change users' gradients only
-                        _backward_pre_hooks=OrderedDict(),
-                    )
-                if self.batchnorm == "batch":
-                    for norm in self.norms.values():  # the running statistics are left alone
-                        norm.training, norm.track_running_stats = True, False
-                yield
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
+        with self._interrupt, _differentiable_attention(), _unchanged(self.model):
+            for module in self.model.modules():
+                module.__dict__.update(
+                    training=False,
+                    _compiled_call_impl=None,  # `model.compile()`
+                    _backward_hooks=OrderedDict(),  # they see or change users' gradients only
+                    _backward_pre_hooks=OrderedDict(),
+                )
+            if self.batchnorm == "batch":
+                for norm in self.norms.values():  # the running statistics are left alone
+                    norm.training, norm.track_running_stats = True, False
+            yield
 
     @torch.no_grad()
     def _channels_last_works(self) -> bool:
@@ -213,29 +212,29 @@ class _Caller(nn.Module):
 
 
 @contextlib.contextmanager
-def _unchanged(model: nn.Module) -> Iterator[None]:
-    """Puts back every attribute, parameter, buffer and submodule of all modules.
+def _differentiable_attention() -> Iterator[None]:
+    """Attention not on torch's fast path, which is for inference alone."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
-    Ctrl-C may come while tensors are replaced, or while they are put back.
-    """
+
+@contextlib.contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Puts back every attribute, parameter, buffer and submodule of all modules."""
     slots: list[dict[str, Any]] = [
         slot
         for module in model.modules()
         for slot in (module.__dict__, module._parameters, module._buffers, module._modules)
     ]
     before = [dict(slot) for slot in slots]
-
-    def restore() -> None:
+    try:
+        yield
+    finally:
         for slot, values in zip(slots, before, strict=True):
             slot.update(values)
             for name in slot.keys() - values.keys():
                 del slot[name]
-
-    try:
-        yield
-    finally:
-        try:
-            restore()
-        except KeyboardInterrupt:
-            restore()
-            raise
