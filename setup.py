@@ -17,6 +17,7 @@ cpp_extension.min_supported_cpython = "0x030b0000"  # BuildExtension's Py_LIMITE
 COMPILE_ARGS = [
     f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
     "-O3",
+    "-g0",  # Python's own flags ask for debugging symbols: most of the size of the binary
     "-ffp-contract=off",
     "-fno-math-errno",
     "-fvisibility=hidden",

@@ -7,6 +7,11 @@
 
 #include "common/isa.h"
 
+#if defined(__clang__)
+#define PYLANDSCAPE_COMPILER ""
+#else
+#define PYLANDSCAPE_COMPILER "GCC "
+#endif
 #define PYLANDSCAPE_QUOTE_(text) #text
 #define PYLANDSCAPE_QUOTE(text) PYLANDSCAPE_QUOTE_(text)
 
@@ -52,9 +57,14 @@ PyObject* set_isa(PyObject*, PyObject* level) {
 }
 
 PyObject* build(PyObject*, PyObject*) {
-  return Py_BuildValue("{s:s,s:s,s:s}", "compiler", __VERSION__, "torch_target",
-                       PYLANDSCAPE_QUOTE(TORCH_TARGET_VERSION), "python_target",
-                       PYLANDSCAPE_QUOTE(Py_LIMITED_API));
+#if defined(__x86_64__)
+  constexpr char kCompiled[] = "baseline, avx2, avx512";
+#else
+  constexpr char kCompiled[] = "baseline";
+#endif
+  return Py_BuildValue("{s:s,s:s,s:s,s:s}", "compiler", PYLANDSCAPE_COMPILER __VERSION__,
+                       "torch_target", PYLANDSCAPE_QUOTE(TORCH_TARGET_VERSION), "python_target",
+                       PYLANDSCAPE_QUOTE(Py_LIMITED_API), "isa_levels", kCompiled);
 }
 
 PyMethodDef methods[] = {

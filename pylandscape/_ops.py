@@ -4,13 +4,13 @@ This is the only file that names `torch.ops.pylandscape`. The schemas are in `cs
 kernels in `csrc/cpu/<operator>.cpp`. Arguments are checked here, once, for all devices. None of the
 operators is differentiable.
 
-The kernels are for CPU tensors of float32 or float64. Tensors on other devices, and other dtypes where
-that makes sense, are served by plain torch code below.
+The kernels are for CPU tensors of float32 or float64. Tensors on other devices, and other dtypes
+where that makes sense, are served by plain torch code below.
 
 Shapes: P parameters, D directions, K points, F filters. A filter table is int64 [T, 4] with rows
 (offset, outer, rows, inner) that cover [0, P) in order: element (o, r, i) of a row lies at
-`offset + (o * rows + r) * inner + i` and belongs to the r-th filter of the row; filters are numbered
-through the table.
+`offset + (o * rows + r) * inner + i` and belongs to the r-th filter of the row; filters are
+numbered through the table.
 """
 
 from typing import NamedTuple
@@ -34,6 +34,7 @@ _C.isa()  # a PYLANDSCAPE_ISA that this machine cannot run is an error now, not 
 
 __all__ = [
     "LanczosStep",
+    "build",
     "evaluate_points",
     "filter_norms",
     "isa",
@@ -71,6 +72,14 @@ def set_isa(level: str) -> None:
         ValueError: the level is unknown or this machine cannot run it.
     """
     _C.set_isa(level)
+
+
+def build() -> dict[str, str]:
+    """How the binary was built and where it lies, for `pylandscape doctor`.
+
+    Keys: `path`, `compiler`, `torch_target` and `python_target` (hexadecimal versions), `isa_levels`.
+    """
+    return {"path": str(_C.__file__)} | _C.build()
 
 
 # perturb --------------------------------------------------------------------------------------
@@ -263,8 +272,9 @@ def random_normal(seeds: Tensor | int, size: int) -> Tensor:
     """Independent standard normal numbers, the raw random directions.
 
     Element p of a stream depends on the seed and p alone: Philox4x32-10 with the 64-bit seed as key
-    and p // 4 as counter, and the Box-Muller transform of its words in float32 (relative error below
-    5e-7, |z| < 6.764). It is the same bits on every machine, instruction set and number of threads.
+    and p // 4 as counter, and the Box-Muller transform of its words in float32 (relative error
+    below 5e-7, |z| < 6.764). It is the same bits on every machine, instruction set and number of
+    threads.
 
     Args:
         seeds: int64 [D], or one integer that fits int64.
@@ -328,10 +338,11 @@ def lanczos_step(
 
         h = V w,  w <- w - V^T h,  g = V w,  w <- w - V^T g,
 
-    over all rows v_0 .. v_j of the basis V: it contains the three-term recurrence
-    w <- w - alpha v_j - beta v_{j-1}, as h_j = alpha and h_{j-1} is the last beta, and twice is enough
-    for orthogonality to rounding. Then v_{j+1} = w / |w| is written into row j + 1. Dot products are
-    summed in float64, independently of the number of threads; the basis is read three times.
+    over all rows v_0 .. v_j of the basis V. It contains the three-term recurrence
+    w <- w - alpha v_j - beta v_{j-1}, as h_j = alpha and h_{j-1} is the last beta, and twice is
+    enough for orthogonality to rounding. Then v_{j+1} = w / |w| is written into row j + 1. Dot
+    products are summed in float64, independently of the number of threads; the basis is read three
+    times.
 
     Args:
         basis: contiguous [M, P], its rows 0 .. j orthonormal. Row j + 1 is overwritten.
@@ -406,9 +417,8 @@ def _lanczos_step(
 def _(
     basis: Tensor, product: Tensor, step: int, scale: float, tolerance: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    wide = {"dtype": torch.float64}
-    breakdown = product.new_empty((), dtype=torch.bool)
-    return product.new_empty(step + 1, **wide), product.new_empty((), **wide), breakdown
+    coefficients = product.new_empty(step + 1, dtype=torch.float64)
+    return coefficients, coefficients.new_empty(()), coefficients.new_empty((), dtype=torch.bool)
 
 
 # evaluate_points ------------------------------------------------------------------------------

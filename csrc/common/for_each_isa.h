@@ -9,7 +9,6 @@
 
 #include <cstdint>
 
-#include "common/filters.h"
 #include "common/isa.h"
 
 #if defined(__x86_64__)
