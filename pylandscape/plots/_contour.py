@@ -1,5 +1,6 @@
 """The loss on a plane: filled contours with labelled lines."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -41,7 +42,7 @@ from pylandscape.plots._values import (
 
 Aspect = Literal["auto", "equal"]
 Extend = Literal["neither", "min", "max", "both"]
-MAX_STRETCH = 3.0  # sides of a plane with equal units that differ by more are not drawn to scale
+MAX_STRETCH = 2.5  # sides of a plane with equal units that differ by more are not drawn to scale
 
 
 @_style.in_style
@@ -72,7 +73,7 @@ def contour(
             negative and the largest is at least 100 times the smallest positive one.
         aspect: "equal" draws both coordinates to one scale, "auto" fills the axes. None is equal
             where the coordinates have the same `units` (or none) and the sides differ by less than
-            a factor of 3.
+            a factor of 2.5.
         caption: whether a new figure carries its caption.
 
     Returns:
@@ -278,7 +279,8 @@ def colour_bar(ax: Axes, bands: QuadContourSet, plane: Plane, variable: str) -> 
     if len(finite) == 0:
         return
     levels = np.asarray(bands.levels, dtype=np.float64)
-    every = round(len(levels) / 10) or 1
+    flatness = np.ptp(plane.y) / np.ptp(plane.x) if ax.get_aspect() != "auto" else 1.0
+    every = math.ceil(len(levels) / (12 * min(1.0, flatness)))  # a low bar has room for few
     shown = finite[:1] if is_constant(finite) else levels[::every]
     inset = ax.inset_axes((1.03, 0.0, 0.045, 1.0))
     bar = _style.root_figure(ax).colorbar(bands, cax=inset, spacing="uniform", ticks=shown)

@@ -134,8 +134,10 @@ def finish(ax: Axes, text: str = "") -> Figure:
     figure = root_figure(ax)
     if not isinstance(figure, Page):
         return figure
-    figure.draw_without_rendering()  # lays out, and makes the ticks while the style is in force
+    figure.draw_without_rendering()
     _fit_height(figure)
+    if _fold_labels(figure):
+        _fit_height(figure)
     if text:
         _write_caption(figure, text)
         figure.draw_without_rendering()
@@ -165,9 +167,24 @@ def _fit_height(page: Page) -> None:
     page.draw_without_rendering()
 
 
+def _fold_labels(page: Page) -> bool:
+    """Breaks axis labels that are longer than their axis into lines; returns whether there were."""
+    folded = False
+    for ax in page.axes:
+        box = ax.get_position()
+        for axis, share in ((ax.xaxis, box.width), (ax.yaxis, box.height)):
+            size = page.get_figwidth() if axis is ax.xaxis else page.get_figheight()
+            label = axis.get_label()
+            lines = wrap(page, label.get_text(), share * size, float(label.get_fontsize()))
+            if len(lines) > 1 and "\n" not in label.get_text():
+                axis.set_label_text("\n".join(lines))
+                folded = True
+    return folded
+
+
 def _write_caption(figure: Figure, text: str) -> None:
     text = text.replace(" = ", "\u00a0=\u00a0")  # an equation stays on one line
-    lines = wrap(figure, text, figure.get_figwidth() - 2 * CAPTION_MARGIN)
+    lines = wrap(figure, text, figure.get_figwidth() - 2 * CAPTION_MARGIN, CAPTION_SIZE)
     line_height = CAPTION_SIZE * CAPTION_LEADING / 72
     room = len(lines) * line_height + 2 * CAPTION_MARGIN
     height = figure.get_figheight() + room
@@ -194,12 +211,12 @@ def _write_caption(figure: Figure, text: str) -> None:
     caption.set_in_layout(False)
 
 
-def wrap(figure: Figure, text: str, width: float) -> list[str]:
-    """Splits `text` into lines at most `width` inches wide in the caption's font.
+def wrap(figure: Figure, text: str, width: float, size: float) -> list[str]:
+    """Splits `text` into lines at most `width` inches wide in letters of `size` points.
 
     A single word that is wider than a line is broken where the line ends.
     """
-    probe = figure.text(0, 0, "", fontsize=CAPTION_SIZE, parse_math=False)
+    probe = figure.text(0, 0, "", fontsize=size, parse_math=False)
 
     def fits(line: str) -> bool:
         probe.set_text(line)

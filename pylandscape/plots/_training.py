@@ -13,7 +13,8 @@ from pylandscape.plots._caption import compose
 from pylandscape.plots._line import finish_panel, log_axis, step_axis
 from pylandscape.plots._values import Curve, Floats, Scale, State, is_log, mark_gaps, read_curve
 
-SHARE = 50  # the window of the running mean is this fraction of the values
+SHARE = 30  # the window of the running mean is this fraction of the values
+FEW = 50  # so many values are marked one by one
 
 
 @_style.in_style
@@ -22,7 +23,7 @@ def training(
 ) -> Figure:
     """The training loss over the steps: every step faint, their running mean bold.
 
-    The mean is taken over a window of a fiftieth of the recorded values around each, less at the
+    The mean is taken over a window of a thirtieth of the recorded values around each, less at the
     ends, so that the bold line is not late. Rows without a value (NaN) between others are left out
     and counted in the caption; infinite values, and NaN that lasts to the end, are hatched. In a
     new figure a learning rate that changes has a panel of its own.
@@ -123,7 +124,7 @@ def _history(
 def _draw_history(ax: Axes, step: Floats, values: Floats, window: int) -> str:
     """Draws the values and their mean where the window holds several; returns what to say of it."""
     if window < 2:
-        ax.plot(step, values, color=_style.BLUE, marker="." if len(step) <= SHARE else "")
+        ax.plot(step, values, color=_style.BLUE, marker="." if len(step) <= FEW else "")
         return ""
     ax.plot(step, values, color=_style.BLUE, alpha=0.3, linewidth=0.5, gid="values")
     ax.plot(step, running_mean(values, window), color=_style.BLUE, gid="mean")
