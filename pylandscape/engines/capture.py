@@ -24,7 +24,7 @@ from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 
 from pylandscape.engines.aten import LOWERINGS
 from pylandscape.engines.builder import Builder, Call, Constant, Parameter, View
-from pylandscape.engines.module import _unchanged
+from pylandscape.engines.module import unchanged
 from pylandscape.engines.program import NotCovered, Program
 
 # Samples to export with. More than one, so that samples can be told apart; one fewer runs as well,
@@ -32,6 +32,7 @@ from pylandscape.engines.program import NotCovered, Program
 BATCH = 3
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
+_STANDARD = os.path.dirname(os.__file__) + os.sep
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in .*\n\s*(?P<code>.*)')
 
 
@@ -55,6 +56,8 @@ def capture(model: nn.Module, inputs: Tensor) -> Program:
         >>> [node.op for node in capture(model, torch.randn(5, 4)).nodes]
         ['linear', 'activation']
     """
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise NotCovered("the model is compiled by TorchScript, which torch.export does not take")
     example = _example(model, inputs)
     with _evaluating(model), _quiet(), torch.no_grad():
         exported = _export(model, example)
@@ -65,7 +68,7 @@ def capture(model: nn.Module, inputs: Tensor) -> Program:
 
 def _example(model: nn.Module, inputs: Any) -> Tensor:
     """BATCH samples in the precision and on the device of the model."""
-    if not (isinstance(inputs, Tensor) and inputs.is_floating_point() and inputs.ndim):
+    if not (isinstance(inputs, Tensor) and inputs.is_floating_point() and inputs.numel()):
         raise NotCovered("the model takes something other than one floating-point tensor [B, ...]")
     like = next((p for p in model.parameters() if p.is_floating_point()), inputs)
     samples = inputs[torch.arange(BATCH) % len(inputs)]
@@ -74,7 +77,7 @@ def _example(model: nn.Module, inputs: Any) -> Tensor:
 
 @contextlib.contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    with _unchanged(model):
+    with unchanged(model):
         for module in model.modules():
             module.__dict__.update(training=False, _compiled_call_impl=None)  # `model.compile()`
         yield
@@ -214,18 +217,26 @@ def _lowered(node: fx.Node, entries: dict[fx.Node, Any], build: Builder) -> Any:
             reason = "is used for more than its values"
             raise NotCovered(reason, _name(producer), _source(producer))
         return entry
-    return LOWERINGS[_name(node)](build, Call(node, _name(node), _source(node), entries))
+    call = Call(node, _name(node), _source(node), entries)
+    try:
+        return LOWERINGS[call.name](build, call)
+    except NotCovered:
+        raise
+    except Exception as error:  # a use that nobody thought of: the torch engine still runs
+        raise call.not_covered(f"cannot be understood: {_first_line(error)}") from error
 
 
 def _check_known(node: fx.Node, entries: Mapping[fx.Node, Any], x: View) -> None:
     """Before anything else: a missing kernel tells more than how its inputs were prepared."""
-    if node.op == "placeholder" or node.target is operator.getitem or _name(node) in LOWERINGS:
+    if node.op != "call_function" or node.target is operator.getitem or _name(node) in LOWERINGS:
         return
     reason = "has no native kernel"
     origins = [entries[n] for n in _live(node) if n.op == "placeholder"]
     if x not in origins:
         names = sorted({repr(entry.name) for entry in origins if isinstance(entry, Parameter)})
         reason = f"computes a tensor from {', '.join(names)}, for which there is no native kernel"
+        if not names:  # nor is it constant
+            reason = "draws random numbers"
     raise NotCovered(reason, _name(node), _source(node))
 
 
@@ -248,30 +259,33 @@ def _name(node: fx.Node) -> str:
 
 def _source(node: fx.Node) -> str:
     """The innermost frame of the user's code, or the layer where there is none."""
-    frames = [
-        match
-        for match in _FRAME.finditer(node.meta.get("stack_trace") or "")
-        if not match["file"].startswith(_TORCH)
-    ]
+    trace = _FRAME.finditer(node.meta.get("stack_trace") or "")
+    frames = [frame for frame in trace if _is_of_user(frame["file"])]
     if frames:
         return _place(frames[-1]["file"], frames[-1]["line"], frames[-1]["code"])
     modules = list((node.meta.get("nn_module_stack") or {}).values())
-    return f"{modules[-1][0]} ({modules[-1][1].rpartition('.')[-1]})" if modules else ""
+    return f"{modules[-1][0]} ({modules[-1][1].rpartition('.')[-1]})".strip() if modules else ""
 
 
 def _failure(operation: str, error: Exception) -> NotCovered:
     """An exception out of the model's code, in one line."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith(_TORCH) and frame.filename != __file__
-    ]
+    trace = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in trace if _is_of_user(frame.filename)]
     source = ""
     if frames:
         file, line = frames[-1].filename, frames[-1].lineno or 0
         source = _place(file, line, linecache.getline(file, line))
-    return NotCovered(f"fails: {lines[0]}", operation, source)
+    return NotCovered(f"fails: {_first_line(error)}", operation, source)
+
+
+def _is_of_user(file: str) -> bool:
+    if file.startswith(_STANDARD) and "site-packages" not in file:
+        return False
+    return file != __file__ and not file.startswith((_TORCH, "<"))  # "<": made by torch.fx
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _place(file: str, line: int | str, code: str) -> str:

@@ -138,7 +138,7 @@ class FunctionalModule:
                 for key, _ in norm.named_buffers(recurse=False)
             }
         seen = 0
-        with _unchanged(self.model):
+        with unchanged(self.model):
             for inputs, targets in self.batches():
                 count = sample_count(targets)
                 seen += count
@@ -154,7 +154,7 @@ class FunctionalModule:
         Attention stays on its differentiable path, whose outputs differ from those of the fast one
         at padded positions: the loss, its gradient and its Hessian are of one function.
         """
-        with self._interrupt, _differentiable_attention(), _unchanged(self.model):
+        with self._interrupt, _differentiable_attention(), unchanged(self.model):
             for module in self.model.modules():
                 module.__dict__.update(
                     training=False,
@@ -223,7 +223,7 @@ def _differentiable_attention() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _unchanged(model: nn.Module) -> Iterator[None]:
+def unchanged(model: nn.Module) -> Iterator[None]:
     """Puts back every attribute, parameter, buffer and submodule of all modules."""
     slots: list[dict[str, Any]] = [
         slot

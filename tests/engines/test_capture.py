@@ -129,6 +129,7 @@ LINEAR: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
         ),
         (5,),
     ),
+    "single": (Layer(lambda m, x: x @ m.w.T, w=nn.Parameter(torch.randn(1, 1))), (1,)),
 }
 
 
@@ -275,9 +276,9 @@ MOVEMENTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("name", MOVEMENTS)
-def test_movement(name: str) -> None:
-    assert ops(captured(Apply(MOVEMENTS[name]), 4, 4, 6)) == ["reindex"]
+def test_movements() -> None:
+    model = Apply(lambda x: torch.cat([move(x).flatten(1) for move in MOVEMENTS.values()], 1))
+    assert ops(captured(model, 4, 4, 6)) == ["reindex"]
 
 
 def test_movements_merge() -> None:
@@ -476,6 +477,13 @@ NOT_COVERED: dict[str, tuple[nn.Module, tuple[int, ...], str, str]] = {
     "cube": (Apply(lambda x: x**3), (5,), "aten.pow", "squares only"),
     "padding": (Apply(lambda x: F.pad(x, (1, 1), value=2.0)), (5,), "aten.pad", "other than zero"),
     "dropout": (Apply(F.dropout), (5,), "aten.native_dropout", "draws random numbers"),
+    "random": (Apply(lambda x: x + torch.rand(5)), (5,), "aten.rand", "draws random numbers"),
+    "constant-weight": (
+        Apply(lambda x: F.linear(x, torch.ones(2, 5, dtype=x.dtype))),
+        (5,),
+        "aten.linear",
+        "takes a weight that is not a parameter",
+    ),
     "statistics": (
         nn.BatchNorm1d(5, track_running_stats=False),
         (5,),
@@ -510,6 +518,13 @@ NOT_COVERED: dict[str, tuple[nn.Module, tuple[int, ...], str, str]] = {
         (5, 4),
         "aten.log_softmax",
         "classes",
+    ),
+    "complex": (Apply(lambda x: x * torch.tensor(1j)), (5,), "aten.mul", "a constant"),
+    "control-flow": (
+        Apply(lambda x: torch.cond(torch.tensor(True), torch.sin, torch.cos, (x,))),
+        (5,),
+        "cond",
+        "has no native kernel",
     ),
     "batch-size": (Apply(lambda x: x / len(x)), (5,), "", "size of the batch"),
     "fixed-batch": (Apply(lambda x: x.view(3, 5)), (5,), "the model", "fails"),
@@ -573,6 +588,21 @@ def test_transformer_in_one_line() -> None:
     with pytest.raises(NotCovered, match="has no native kernel") as caught:
         capture(nn.TransformerEncoderLayer(8, 2, batch_first=True), torch.randn(B, 5, 8))
     assert "self_attn (MultiheadAttention)" in caught.value.source
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_torchscript_is_not_covered() -> None:
+    with pytest.raises(NotCovered, match="TorchScript"):
+        capture(
+            nn.Sequential(torch.jit.trace(nn.Linear(3, 2), torch.randn(B, 3))), torch.randn(B, 3)
+        )
+
+
+def test_generated_code_is_no_source() -> None:
+    traced = torch.fx.symbolic_trace(nn.Sequential(nn.Linear(3, 2), nn.Softmax(1)))
+    with pytest.raises(NotCovered) as caught:
+        capture(traced, torch.randn(B, 3))
+    assert caught.value.source == "1 (Softmax)"
 
 
 def test_failure_of_the_model_names_its_line() -> None:
