@@ -77,7 +77,8 @@ def set_isa(level: str) -> None:
 def build() -> dict[str, str]:
     """How the binary was built and where it lies, for `pylandscape doctor`.
 
-    Keys: `path`, `compiler`, `torch_target` and `python_target` (hexadecimal versions), `isa_levels`.
+    Keys: `path`, `compiler`, `isa_levels`, and the hexadecimal versions `torch_target` and
+    `python_target`.
     """
     return {"path": str(_C.__file__)} | _C.build()
 

@@ -37,7 +37,7 @@ def report() -> str:
             "in use": f"{_ops.isa()}, {_choice()}",
         },
         "compiled operators for CUDA": {
-            "binary": "none: this version has no CUDA operators, plain torch serves tensors on a GPU",
+            "binary": "none: this version has no CUDA operators, tensors on a GPU use plain torch",
             "torch": f"built for CUDA {torch.version.cuda}"
             if torch.version.cuda
             else "without CUDA",
