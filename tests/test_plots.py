@@ -93,9 +93,9 @@ def path_of(n=30):
     )
 
 
-def pairs_of(converged=True):
-    values = torch.tensor([-0.5, 42.0, 7.0], dtype=torch.float64)
-    residuals = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)
+def pairs_of(values=(-0.5, 42.0, 7.0), converged=True):
+    values = torch.tensor(values, dtype=torch.float64)
+    residuals = torch.linspace(0.1, 0.3, len(values), dtype=torch.float64)
     return SimpleNamespace(values=values, residuals=residuals, converged=converged, attrs=ATTRS)
 
 
@@ -135,6 +135,7 @@ FIGURES = {
     "training": lambda: plots.training(log_of()),
     "gradient_norm": lambda: plots.gradient_norm(log_of()),
     "eigenvalues": lambda: plots.eigenvalues(pairs_of()),
+    "eigenvalues, many": lambda: plots.eigenvalues(pairs_of([0.123 * n - 0.7 for n in range(12)])),
     "eigenvalues, unconverged": lambda: plots.eigenvalues(pairs_of(converged=False)),
 }
 every_figure = pytest.mark.parametrize("make", FIGURES.values(), ids=FIGURES.keys())

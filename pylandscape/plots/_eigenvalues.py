@@ -13,7 +13,8 @@ from pylandscape.plots import _style
 from pylandscape.plots._caption import compose
 from pylandscape.plots._values import Floats, number_texts
 
-MOST_TEXTS = 12  # so many eigenvalues have room for their numbers
+MOST_TEXTS = 6  # so many eigenvalues have room for their numbers
+MOST_TICKS = 12  # so many have room for their ranks
 
 
 @_style.in_style
@@ -21,7 +22,8 @@ def eigenvalues(pairs: Any, ax: Axes | None = None, *, caption: bool = True) -> 
     """The eigenvalues of `eigenpairs` as stems, largest first, with their residuals as error bars.
 
     The residual ||H v - value v|| bounds the distance to the nearest eigenvalue. Positive values
-    are blue, negative ones orange. Hollow heads mean that the iteration had not converged.
+    are blue, negative ones orange. Up to six carry their numbers, of more the first and the last.
+    Hollow heads mean that the iteration had not converged.
 
     Args:
         pairs: `Eigenpairs`, or anything with vectors `values` and `residuals` [k] and, if it has
@@ -65,12 +67,12 @@ def eigenvalues(pairs: Any, ax: Axes | None = None, *, caption: bool = True) -> 
             capsize=2.5,
             elinewidth=0.8,
         )
-    if len(values) <= MOST_TEXTS:
-        _write_values(ax, rank, values, residuals)
+    numbered = slice(None) if len(values) <= MOST_TEXTS else [0, -1]
+    _write_values(ax, rank[numbered], values[numbered], residuals[numbered])
     ax.set_xlim(0.4, len(values) + 0.6)
-    few = FixedLocator(rank.tolist()) if len(values) <= MOST_TEXTS else None
+    few = FixedLocator(rank.tolist()) if len(values) <= MOST_TICKS else None
     ax.xaxis.set_major_locator(few or MaxNLocator(8, integer=True))
-    ax.set_xlabel("rank")
+    ax.set_xlabel("rank among those computed")
     ax.set_ylabel("eigenvalue")
     if not converged:
         hollow = Line2D(
