@@ -1,0 +1,134 @@
+"""An orthonormal basis grown by products with a symmetric matrix: the Lanczos process."""
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pylandscape import _ops
+
+
+class SymmetricOperator(Protocol):
+    """What is needed of a matrix: a `CurvatureOperator` has it, and a dense torch matrix."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def device(self) -> torch.device: ...
+    def __matmul__(self, v: Tensor, /) -> Tensor: ...
+
+
+class Krylov:
+    """Rows V [m, n], orthonormal, with T = V H V^T and one more row u, such that
+
+        H V^T = V^T T + u coupling^T.
+
+    The rows lie in storage that outlives the process: rows[first : first + m] is V and the row
+    after it is u. The rows before `first` are frozen: V and u are orthogonal to them and T ignores
+    them, so that the process sees the compression of H to their orthogonal complement.
+
+    A step takes u into the basis. In a plain Lanczos process T is tridiagonal and the coupling is
+    (0, ..., 0, beta); after a restart the same relation holds with T diagonal and a full coupling
+    vector (thick restart, Wu and Simon 2000), so no case of its own is needed.
+
+    Args:
+        rows: storage [capacity + 1, N] with `first` orthonormal rows in front, overwritten behind.
+        first: the number of frozen rows.
+        start: the first direction, not zero; it is orthogonalised here.
+    """
+
+    def __init__(self, rows: Tensor, first: int, start: Tensor) -> None:
+        self.rows = rows
+        self.first = first
+        self.size = 0
+        self.capacity = len(rows) - 1 - first
+        self.coupling = np.zeros(self.capacity)
+        self._projected = np.zeros((self.capacity, self.capacity))
+        frozen = rows[:first]
+        for _ in range(2):
+            start = start - (start @ frozen.T) @ frozen
+            start = start / torch.linalg.vector_norm(start)
+        rows[first] = start
+
+    @property
+    def exhausted(self) -> bool:
+        """V spans an invariant subspace: its eigenpairs are exact and no further step exists."""
+        return self.size > 0 and not self.coupling[: self.size].any()
+
+    @property
+    def full(self) -> bool:
+        return self.size == self.capacity
+
+    @property
+    def end(self) -> int:
+        """The first row of the storage that this process does not need."""
+        return self.first + self.size + (not self.exhausted)
+
+    def step(self, H: SymmetricOperator, scale: float) -> None:
+        """One product: takes u into the basis and finds the next u.
+
+        Args:
+            H: the matrix.
+            scale: the size of its eigenvalues as far as known, to tell a next u from rounding.
+
+        Raises:
+            ValueError: the product is not finite.
+        """
+        m, row = self.size, self.first + self.size
+        product = H @ self.rows[row]
+        if product.data_ptr() == self.rows[row].data_ptr():  # H = I may return its argument
+            product = product.clone()
+        step = _ops.lanczos_step(
+            basis=self.rows, product=product.contiguous(), row=row, scale=scale
+        )
+        column = step.coefficients[self.first :].numpy()
+        if not np.isfinite([*column, step.beta]).all():
+            raise ValueError(
+                f"eigenpairs: H @ v must be finite, got NaN or infinity in product {row + 1}. "
+                "Look for them in the matrix."
+            )
+        self._projected[: m + 1, m] = self._projected[m, : m + 1] = column
+        self.size += 1
+        whole = self.first + self.size == self.rows.shape[1]  # what is left is rounding
+        self.coupling[:] = 0.0
+        self.coupling[m] = 0.0 if whole or step.breakdown else step.beta
+
+    def ritz(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Eigenvalues [m] of T, ascending, its eigenvectors [m, m], and the residual bounds [m].
+
+        The bound |coupling . s_i| is the norm of H y - theta y for y = V^T s_i: |beta_m s_mi|.
+        """
+        m = self.size
+        values, vectors = np.linalg.eigh(self._projected[:m, :m])
+        return values, vectors, np.abs(self.coupling[:m] @ vectors)
+
+    def vector(self, coefficients: np.ndarray) -> Tensor:
+        """V^T s [n]."""
+        s = torch.from_numpy(coefficients).to(self.rows)
+        return s @ self.rows[self.first : self.first + self.size]
+
+    def restart(self, values: np.ndarray, vectors: np.ndarray) -> None:
+        """Shrinks the basis to Ritz vectors: eigenvalues [p] of T and its eigenvectors [m, p]."""
+        m, p = self.size, len(values)
+        combine_rows(self.rows[self.first : self.first + m], vectors)
+        if not self.exhausted:
+            self.rows[self.first + p] = self.rows[self.first + m]
+        self.coupling[:p] = self.coupling[:m] @ vectors
+        self.coupling[p:] = 0.0
+        self._projected[:p, :p] = np.diag(values)
+        self.size = p
+
+
+def combine_rows(rows: Tensor, coefficients: np.ndarray) -> None:
+    """rows[:p] = coefficients^T rows, in place, for coefficients [m, p] and rows [m, n].
+
+    In float64 and by blocks of columns: orthonormal rows stay so to the rounding of their own
+    dtype, and the scratch memory does not grow with n.
+    """
+    p = coefficients.shape[1]
+    weights = torch.from_numpy(np.ascontiguousarray(coefficients.T)).to(rows.device)
+    for block in rows.split(8192, dim=1):
+        block[:p] = (weights @ block.double()).to(rows.dtype)
