@@ -143,7 +143,7 @@ class Directions:
             center: [P].
             coordinates: [K, D].
         """
-        if self._stored is not None:
+        if self._stored is not None or center.device.type != "cpu":
             return _ops.perturb(center, self._on(center), coordinates)
         assert self._seeds is not None
         assert self._scales is not None
@@ -158,12 +158,10 @@ class Directions:
             yield from self.points(center, coordinates[start : start + chunk])
 
     def _on(self, center: Tensor) -> Tensor:
-        """The stored vectors beside `center`, moved there once."""
-        placed = self._placed if self._placed is not None else self._stored
-        assert placed is not None
-        if (placed.device, placed.dtype) != (center.device, center.dtype):
-            assert self._stored is not None
-            placed = self._placed = self._stored.to(center.device, center.dtype)
+        """The vectors beside `center`, moved there once."""
+        placed = self._stored if self._placed is None else self._placed
+        if placed is None or (placed.device, placed.dtype) != (center.device, center.dtype):
+            placed = self._placed = self.vectors.to(center.device, center.dtype)
         return placed
 
 

@@ -278,7 +278,7 @@ class Objective:
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device.type,
             "engine": self.engine,
-            "batchnorm": self.batchnorm if self.has_batchnorm else "none in the model",
+            "batchnorm": self._batchnorm_in_use,
             "pylandscape": __version__,
             "torch": torch.__version__,
         }
@@ -297,6 +297,12 @@ class Objective:
     def has_batchnorm(self) -> bool:
         """Whether the model has BatchNorm layers that use running statistics."""
         return bool(self._engine.module.norms)
+
+    @property
+    def _batchnorm_in_use(self) -> str:
+        if self._engine.module.uses_batch_statistics:
+            return "batch"
+        return self.batchnorm if self.has_batchnorm else "none in the model"
 
     # -- inner ------------------------------------------------------------------------------------
 
@@ -389,8 +395,17 @@ class Objective:
         metrics: Mapping[str, Callable[[Any, Any], Tensor]],
         batch_size: int | None,
     ) -> EagerEngine:
-        batch_size = self._choose_batch_size(batch_size)
-        module = FunctionalModule(self.model, self.space, self.data, self.batchnorm, batch_size)
+        size = batch_size or self._default_batch_size()
+        module = FunctionalModule(self.model, self.space, self.data, self.batchnorm, size)
+        if module.needs_variance and self.data.in_memory:
+            while batch_size is None and self.samples % size == 1 and size > 2:
+                size -= 1
+            require(
+                self.samples % size != 1 and size > 1,
+                "Objective: batch_size must not leave a batch of one sample where BatchNorm1d uses "
+                f"batch statistics, got {size} for {self.samples} samples.",
+            )
+            module.batch_size = size
         inputs, targets = self.data.first(PROBE_SAMPLES)
         outputs = _probe(module, inputs)
         terms = SampleLoss(loss, outputs, targets)
@@ -402,23 +417,11 @@ class Objective:
             measures.setdefault("accuracy", accuracy)
         return EagerEngine(module, terms, measures)
 
-    def _choose_batch_size(self, wanted: int | None) -> int:
-        if wanted is None:
-            convolution = any(isinstance(m, nn.modules.conv._ConvNd) for m in self.model.modules())
-            cpu = CPU_BATCH_CONVOLUTION if convolution else CPU_BATCH
-            size = cpu if self.device.type == "cpu" else GPU_BATCH
-        else:
-            size = wanted
-        if self.batchnorm != "frozen" and self.data.in_memory:
-            # a batch of one sample has no variance
-            while wanted is None and self.samples % size == 1 and size > 2:
-                size -= 1
-            require(
-                self.samples % size != 1 and size > 1,
-                f"Objective: batch_size must not leave a batch of one sample where BatchNorm uses "
-                f"batch statistics, got {size} for {self.samples} samples.",
-            )
-        return size
+    def _default_batch_size(self) -> int:
+        if self.device.type != "cpu":
+            return GPU_BATCH
+        convolution = any(isinstance(m, nn.modules.conv._ConvNd) for m in self.model.modules())
+        return CPU_BATCH_CONVOLUTION if convolution else CPU_BATCH
 
 
 def _probe(module: FunctionalModule, inputs: Any) -> Any:

@@ -166,7 +166,7 @@ def _sums(term: PerSample) -> Tensor:
     a = term.values.double()
     if term.weights is None:
         total = a.sum()
-        count = total.new_tensor(float(len(a)))
+        count = total.new_full((), len(a))
         return torch.stack((total, a @ a, total, count, count))
     b = term.weights.double()
     return torch.stack((a.sum(), a @ a, a @ b, b.sum(), b @ b))

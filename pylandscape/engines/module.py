@@ -106,7 +106,7 @@ class FunctionalModule:
         state |= buffers or {}
         state = {name: self._cast(tensor) for name, tensor in state.items()}
         state |= self.layout(self.space.unflatten(vector))
-        if buffers is None and self.batchnorm == "recompute" and self.norms:
+        if buffers is None and self.recomputes:
             state |= self._recomputed(state)
         return state
 
@@ -126,6 +126,24 @@ class FunctionalModule:
             for name, module in self.model.named_modules()
             if isinstance(module, BatchNorm) and module.running_mean is not None
         }
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether running statistics are estimated at every point."""
+        return self.batchnorm == "recompute" and bool(self.norms)
+
+    @property
+    def uses_batch_statistics(self) -> bool:
+        """Whether some BatchNorm layer normalises by the statistics of each batch."""
+        layers = [module for module in self.model.modules() if isinstance(module, BatchNorm)]
+        return any(x.running_mean is None or self.batchnorm == "batch" for x in layers)
+
+    @property
+    def needs_variance(self) -> bool:
+        """Whether a batch of a single sample would be an error."""
+        return (self.uses_batch_statistics or self.recomputes) and any(
+            isinstance(module, nn.BatchNorm1d) for module in self.model.modules()
+        )
 
     @torch.no_grad()
     def _recomputed(self, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -404,8 +404,24 @@ def test_no_batch_of_a_single_sample(policy: str) -> None:
     data = normal(1025, 4), labels(1025, 3)
     objective = pl.Objective(model, F.cross_entropy, data, batchnorm=policy)
     assert objective.loss() > 0
+    images = normal(5, 1, 6, 6), labels(5, 3)
+    alone = pl.Objective(
+        convnet(norm=True), F.cross_entropy, images, batchnorm=policy, batch_size=4
+    )
+    assert alone.loss() > 0  # one image has a variance
     with pytest.raises(ValueError, match=r"batch_size must not leave .* got 8 for 1025 samples"):
         pl.Objective(model, F.cross_entropy, data, batchnorm=policy, batch_size=8)
+
+
+def test_a_norm_without_running_statistics_uses_those_of_the_batch() -> None:
+    layer = nn.BatchNorm1d(4, track_running_stats=False)
+    model = initialised(nn.Sequential(layer, nn.Linear(4, 3)))
+    data = normal(9, 4), labels(9, 3)
+    objective = pl.Objective(model, F.cross_entropy, data)
+    assert objective.describe()["batchnorm"] == "batch"
+    assert objective.loss() == pytest.approx(F.cross_entropy(model(data[0]), data[1]).item())
+    with pytest.raises(ValueError, match=r"batch_size must not leave"):
+        pl.Objective(model, F.cross_entropy, data, batch_size=4)
 
 
 def test_no_warnings_reach_the_user() -> None:
