@@ -170,13 +170,13 @@ def _choose_terms(
             if _has_samples(terms.loss(outputs, targets), samples):
                 return terms
     if _has_samples(own, samples):
-        return _vector_terms(loss)
+        return functools.partial(_vector_terms, loss)
     require(
         own.ndim == 0,
         "Objective: loss must return a scalar or one value per sample, got "
         f"{show(own)} for {samples} samples.",
     )
-    return _scalar_terms(loss)
+    return functools.partial(_scalar_terms, loss)
 
 
 class _ModuleTerms:
@@ -206,30 +206,30 @@ class _ModuleTerms:
         return self.loss.weight[targets.where(kept, 0)] * kept
 
 
-def _vector_terms(loss: Loss) -> Callable[[Any, Any], PerSample]:
-    def terms(outputs: Any, targets: Any) -> PerSample:
-        values = loss(outputs, targets)
-        return PerSample(values.reshape(values.shape[0], -1).mean(1))
-
-    return terms
+def _vector_terms(loss: Loss, outputs: Any, targets: Any) -> PerSample:
+    """The values of a loss that gives one or more per sample."""
+    return mean_over_outputs(loss(outputs, targets))
 
 
-def _scalar_terms(loss: Loss) -> Callable[[Any, Any], PerSample]:
-    def terms(outputs: Any, targets: Any) -> PerSample:
-        samples = sample_count(targets)
-        leaves, structure = pytree.tree_flatten((outputs, targets))
-        # what has no sample axis, such as the state of a recurrent net, is passed as it is
-        axes = [0 if _has_samples(leaf, samples) else None for leaf in leaves]
+def _scalar_terms(loss: Loss, outputs: Any, targets: Any) -> PerSample:
+    """A loss that gives a scalar, mapped over single samples."""
+    samples = sample_count(targets)
+    leaves, structure = pytree.tree_flatten((outputs, targets))
+    # what has no sample axis, such as the state of a recurrent net, is passed as it is
+    axes = [0 if _has_samples(leaf, samples) else None for leaf in leaves]
 
-        def single(*parts: Any) -> Tensor:
-            batch = [
-                part if axis is None else part[None] for part, axis in zip(parts, axes, strict=True)
-            ]
-            return loss(*pytree.tree_unflatten(batch, structure))
+    def single(*parts: Any) -> Tensor:
+        batch = [
+            part if axis is None else part[None] for part, axis in zip(parts, axes, strict=True)
+        ]
+        return loss(*pytree.tree_unflatten(batch, structure))
 
-        return PerSample(torch.func.vmap(single, in_dims=tuple(axes))(*leaves))
+    return PerSample(torch.func.vmap(single, in_dims=tuple(axes))(*leaves))
 
-    return terms
+
+def mean_over_outputs(values: Tensor) -> PerSample:
+    """One term per sample from values [B, ...]."""
+    return PerSample(values.reshape(len(values), -1).mean(1))
 
 
 def accuracy_metric(
@@ -249,22 +249,17 @@ def accuracy_metric(
     scores = outputs.ndim == targets.ndim + 1 and outputs.shape[1] > 1
     if indices and scores and outputs.shape[2:] == targets.shape[1:]:
         ignored = getattr(loss, "ignore_index", None)
-
-        def of_class(outputs: Tensor, targets: Tensor) -> PerSample:
-            kept = (
-                torch.ones_like(targets, dtype=torch.bool)
-                if ignored is None
-                else targets != ignored
-            )
-            right = (outputs.argmax(1) == targets) & kept
-            return PerSample(*(x.reshape(len(x), -1).double().sum(1) for x in (right, kept)))
-
-        return of_class
+        return functools.partial(_right_classes, ignored)
     if isinstance(loss, nn.BCEWithLogitsLoss) and outputs.shape == targets.shape:
-
-        def of_sign(outputs: Tensor, targets: Tensor) -> PerSample:
-            right = (outputs > 0) == (targets > 0.5)
-            return PerSample(right.reshape(len(right), -1).double().mean(1))
-
-        return of_sign
+        return _right_signs
     return None
+
+
+def _right_classes(ignored: int | None, outputs: Tensor, targets: Tensor) -> PerSample:
+    kept = torch.ones_like(targets, dtype=torch.bool) if ignored is None else targets != ignored
+    right = (outputs.argmax(1) == targets) & kept
+    return PerSample(*(x.reshape(len(x), -1).double().sum(1) for x in (right, kept)))
+
+
+def _right_signs(outputs: Tensor, targets: Tensor) -> PerSample:
+    return mean_over_outputs(((outputs > 0) == (targets > 0.5)).double())

@@ -1,8 +1,8 @@
 """The loss of a model over data as a function of its flat parameter vector."""
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,7 +17,14 @@ from pylandscape.engines.module import PROBE_SAMPLES, Buffers, FunctionalModule
 from pylandscape.engines.native import NativeEngine
 from pylandscape.engines.points import Points
 from pylandscape.engines.program import NotCovered
-from pylandscape.losses import Loss, PerSample, SampleLoss, accuracy_metric, sample_count
+from pylandscape.losses import (
+    Loss,
+    PerSample,
+    SampleLoss,
+    accuracy_metric,
+    mean_over_outputs,
+    sample_count,
+)
 from pylandscape.parameters import ParameterSpace, unwrap
 
 BATCHNORM_POLICIES = ("frozen", "batch", "recompute")
@@ -151,7 +158,8 @@ class Objective:
                 self._native = NativeEngine(self._engine, precision)
             except NotCovered as obstacle:
                 raise ValueError(
-                    f"Objective: engine must be 'auto' or 'torch' here, got 'native', but {obstacle}."
+                    "Objective: engine must be 'auto' or 'torch' here, got 'native', but "
+                    f"{obstacle}."
                 ) from None
 
     # -- values at single points -----------------------------------------------------------------
@@ -175,11 +183,18 @@ class Objective:
         return float(self.evaluate(self._point(at, "loss")[None])["loss"])
 
     def gradient(self, at: Tensor | None = None) -> Tensor:
-        """The gradient of L [P] at a point [P], by default at the model's own parameters."""
+        """The gradient of L [P] at a point [P], by default at the model's own parameters.
+
+        Raises:
+            ValueError: the loss does not depend on the parameters in a way that autograd can
+                follow, or inference mode is on.
+        """
+        _require_autograd("gradient")
         return self._engine.loss_and_gradient(self._point(at, "gradient"))[1]
 
     def loss_and_gradient(self, at: Tensor | None = None) -> tuple[float, Tensor]:
-        """L and its gradient [P] from one pass."""
+        """L and its gradient [P] from one pass; errors as for `gradient`."""
+        _require_autograd("loss_and_gradient")
         loss, gradient = self._engine.loss_and_gradient(self._point(at, "loss_and_gradient"))
         return float(loss), gradient
 
@@ -189,7 +204,11 @@ class Objective:
         Args:
             v: [P] or [P, K].
             at: the point [P], by default the model's own parameters.
+
+        Raises:
+            ValueError: as for `gradient`.
         """
+        _require_autograd("hessian_vector_product")
         point = self._point(at, "hessian_vector_product")
         require(
             isinstance(v, Tensor) and v.ndim in (1, 2) and v.shape[0] == self.space.size,
@@ -293,7 +312,7 @@ class Objective:
             state = self._engine.module.state(point)
         return {name: state[name] for name, _ in self.model.named_buffers()}
 
-    @cached_property
+    @functools.cached_property
     def has_batchnorm(self) -> bool:
         """Whether the model has BatchNorm layers that use running statistics."""
         return bool(self._engine.module.norms)
@@ -308,7 +327,7 @@ class Objective:
 
     @property
     def _fits_native(self) -> bool:
-        """What a user chose does not rule the native engine out; only then is a fallback a surprise."""
+        """No choice of the user rules the native engine out; only then is a fallback a surprise."""
         return (
             self.device.type == "cpu"
             and self.dtype == torch.float32
@@ -387,6 +406,10 @@ class Objective:
             len(devices) == 1,
             f"Objective: model must be on one device, got {sorted(map(str, devices))}.",
         )
+        require(
+            devices != {torch.device("meta")},
+            "Objective: model must hold values, got parameters on the meta device.",
+        )
         return devices.pop()
 
     def _build_engine(
@@ -424,6 +447,14 @@ class Objective:
         return CPU_BATCH_CONVOLUTION if convolution else CPU_BATCH
 
 
+def _require_autograd(where: str) -> None:
+    require(
+        not torch.is_inference_mode_enabled(),
+        f"{where}: must be called outside torch.inference_mode(), which has no derivatives. "
+        "torch.no_grad() does no harm.",
+    )
+
+
 def _probe(module: FunctionalModule, inputs: Any) -> Any:
     """The outputs for one batch, after a second pass has given the same ones."""
     outputs = module.outputs(inputs)
@@ -453,8 +484,8 @@ def _as_measure(
         f"{samples} samples.",
     )
 
-    def measure(outputs: Any, targets: Any) -> PerSample:
-        values = metric(outputs, targets)
-        return PerSample(values.reshape(len(values), -1).double().mean(1))
+    return functools.partial(_measure, metric)
 
-    return measure
+
+def _measure(metric: Callable[[Any, Any], Tensor], outputs: Any, targets: Any) -> PerSample:
+    return mean_over_outputs(metric(outputs, targets).double())

@@ -3,6 +3,7 @@
 import copy
 import gc
 import json
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -373,6 +374,30 @@ def test_gradients_where_gradients_are_off() -> None:
         assert torch.equal(objective.hessian_vector_product(v), product)
 
 
+def test_inference_mode_has_no_derivatives() -> None:
+    objective = classifier()
+    loss = objective.loss()
+    with torch.inference_mode():
+        assert objective.loss() == loss
+        with pytest.raises(ValueError, match=r"^gradient: must be called outside torch.inference"):
+            objective.gradient()
+
+
+def scalar_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(outputs, targets)
+
+
+def test_a_copy_and_a_pickle_work_alike() -> None:
+    for loss in (nn.CrossEntropyLoss(), F.cross_entropy, scalar_loss):
+        objective = classifier(loss=loss, metrics={"m": own_value})
+        value = objective.evaluate(objective.center[None])
+        for other in (copy.deepcopy(objective), pickle.loads(pickle.dumps(objective))):
+            assert other.evaluate(other.center[None]) == value
+    directions = pl.random_directions(objective)
+    again = pickle.loads(pickle.dumps(directions))
+    assert torch.equal(again.vectors, directions.vectors)
+
+
 # -- models of all kinds -------------------------------------------------------------------------
 
 
@@ -497,6 +522,11 @@ def mixed() -> nn.Module:
 def test_wrong_arguments(changes: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=f"^Objective: .*{message}"):
         build(**changes)
+
+
+def test_a_model_without_values() -> None:
+    with pytest.raises(ValueError, match=r"must hold values, got parameters on the meta device"):
+        build(model=mlp().to("meta"))
 
 
 def test_a_model_without_trainable_parameters() -> None:

@@ -12,6 +12,7 @@ from torch.func import grad, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from pylandscape._checks import require
 from pylandscape.engines.module import Buffers, FunctionalModule
 from pylandscape.engines.points import Points
 from pylandscape.losses import PerSample, SampleLoss
@@ -35,6 +36,7 @@ class EagerEngine:
         self.module, self.space = module, module.space
         self.loss, self.metrics = loss, dict(metrics)
         self._forward_mode = True  # until an operator turns out not to have it
+        self._differentiable = False  # until some batch shows that the parameters reach the loss
 
     def moments(
         self, points: Points, buffers: Iterable[Buffers | None] | None = None
@@ -72,6 +74,7 @@ class EagerEngine:
                 terms, slopes = self.module.within({**state, **leaves}, run)
                 loss += terms
                 self._add(total, slopes)
+        self._require_differentiable()
         return loss / self.total_weight, (total / self.total_weight).to(vector.dtype)
 
     def hessian_vector_product(self, vector: Tensor, direction: Tensor) -> Tensor:
@@ -85,6 +88,7 @@ class EagerEngine:
             tangents = self.module.layout(self.space.unflatten(direction.detach()))
             for batch in self.module.batches():
                 self._add(total, self._product(state, tangents, batch))
+        self._require_differentiable()
         return (total / self.total_weight).to(vector.dtype)
 
     @functools.cached_property
@@ -112,7 +116,17 @@ class EagerEngine:
     def _sum_of(self, batch: Any) -> Tensor:
         """The sum of the loss terms of one batch, with the module's tensors as they are now."""
         inputs, targets = batch
-        return self.loss(self.module.call(inputs), targets).values.sum()
+        terms = self.loss(self.module.call(inputs), targets).values.sum()
+        self._differentiable |= terms.requires_grad
+        return terms
+
+    def _require_differentiable(self) -> None:
+        require(
+            self._differentiable,
+            "Objective: loss must depend on the parameters by operations that autograd follows, got "
+            f"{self.loss.name}, which does not. Look for detach(), item(), numpy() or reentrant "
+            "checkpointing in the model and the loss.",
+        )
 
     def _product(self, state: dict[str, Tensor], tangents: dict[str, Tensor], batch: Any) -> Slopes:
         """The derivative along `tangents` of the slopes of one batch."""

@@ -267,13 +267,27 @@ def test_unused_parameters_have_zero_rows(forward_mode: bool) -> None:
 
 
 @pytest.mark.parametrize("forward_mode", [True, False])
-def test_a_constant_loss(forward_mode: bool) -> None:
-    objective = classifier(loss=lambda o, t: torch.full((len(t),), 3.0).double())
+def test_a_loss_that_autograd_cannot_follow(forward_mode: bool) -> None:
+    objective = classifier(loss=lambda o, t: F.cross_entropy(o.detach(), t, reduction="none"))
     objective._engine._forward_mode = forward_mode
-    zero = torch.zeros(objective.space.size).double()
-    assert objective.loss() == 3.0
-    assert torch.equal(objective.gradient(), zero)
-    assert torch.equal(objective.hessian_vector_product(zero + 1), zero)
+    assert objective.loss() > 0
+    for call in (objective.gradient, lambda: objective.hessian_vector_product(objective.center)):
+        with pytest.raises(ValueError, match=r"by operations that autograd follows.*detach\(\)"):
+            call()
+
+
+def test_a_batch_may_have_a_constant_loss() -> None:
+    """Where no sample of a batch counts, as with masks."""
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        kept = targets != 1
+        terms = F.cross_entropy(outputs, targets, reduction="none")
+        return torch.where(kept, terms, 0) if kept.any() else torch.zeros(len(kept)).double()
+
+    v = normal(51)
+    one, whole = (classifier(loss=loss, batch_size=size) for size in (1, 12))
+    torch.testing.assert_close(one.gradient(), whole.gradient())
+    torch.testing.assert_close(one.hessian_vector_product(v), whole.hessian_vector_product(v))
 
 
 def test_products_are_symmetric() -> None:
