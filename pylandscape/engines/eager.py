@@ -1,5 +1,6 @@
 """The torch engine: the module through eager PyTorch, the reference for every other engine."""
 
+import contextlib
 import functools
 import itertools
 import warnings
@@ -7,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import grad, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
@@ -62,7 +63,7 @@ class EagerEngine:
         """The mean loss (float64 scalar) and its gradient [P] in the dtype of `vector`."""
         loss = torch.zeros((), dtype=torch.float64, device=vector.device)
         total = torch.zeros_like(vector, dtype=torch.float64)
-        with self.module.evaluating(), sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
+        with self._differentiating(), torch.enable_grad():
             state = self.module.state(vector.detach())
             leaves = {e.name: state[e.name].detach().requires_grad_() for e in self.space.entries}
             for batch in self.module.batches():
@@ -83,7 +84,7 @@ class EagerEngine:
         Under the BatchNorm policy `recompute` the statistics count as constants.
         """
         total = torch.zeros_like(vector, dtype=torch.float64)
-        with self.module.evaluating(), sdpa_kernel(SDPBackend.MATH), _DifferentiableWeightNorm():
+        with self._differentiating(), _DifferentiableWeightNorm():
             state = self.module.state(vector.detach())
             tangents = self.module.layout(self.space.unflatten(direction.detach()))
             for batch in self.module.batches():
@@ -95,6 +96,17 @@ class EagerEngine:
     def total_weight(self) -> float:
         """The sum of the loss's weights over all samples: N where the loss has none."""
         return sum(self.loss.weight(y) for _, y in self.module.batches())
+
+    @contextlib.contextmanager
+    def _differentiating(self) -> Iterator[None]:
+        """Without kernels that lack derivatives.
+
+        Fused attention has no second one; cuDNN's recurrent nets have none in evaluation mode.
+        """
+        recurrent = any(isinstance(module, nn.RNNBase) for module in self.module.model.modules())
+        cudnn = torch.backends.cudnn.flags(enabled=False) if recurrent else contextlib.nullcontext()
+        with self.module.evaluating(), sdpa_kernel(SDPBackend.MATH), cudnn:
+            yield
 
     # -- one pass -------------------------------------------------------------------------------
 
@@ -123,9 +135,9 @@ class EagerEngine:
     def _require_differentiable(self) -> None:
         require(
             self._differentiable,
-            "Objective: loss must depend on the parameters by operations that autograd follows, got "
-            f"{self.loss.name}, which does not. Look for detach(), item(), numpy() or reentrant "
-            "checkpointing in the model and the loss.",
+            "Objective: loss must depend on the parameters by operations that autograd follows, "
+            f"got {self.loss.name}, which does not. Look for detach(), item(), numpy() or "
+            "reentrant checkpointing in the model and the loss.",
         )
 
     def _product(self, state: dict[str, Tensor], tangents: dict[str, Tensor], batch: Any) -> Slopes:
@@ -167,8 +179,16 @@ class EagerEngine:
             ]
             return _slopes(torch.stack(along).sum(), leaves) if along else slopes
 
-        with torch.enable_grad():
-            return self.module.within({**state, **leaves}, run)
+        try:
+            with torch.enable_grad():
+                return self.module.within({**state, **leaves}, run)
+        except RuntimeError as error:
+            if "not implemented" not in str(error):
+                raise
+            raise NotImplementedError(
+                "hessian_vector_product: model and loss must be twice differentiable, got: "
+                f"{error}"
+            ) from error
 
     def _add(self, total: Tensor, slopes: Slopes) -> None:
         for entry, slope in zip(self.space.entries, slopes, strict=True):

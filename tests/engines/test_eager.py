@@ -215,6 +215,14 @@ def test_both_modes_agree() -> None:
     torch.testing.assert_close(objective.hessian_vector_product(v, at=point), forward)
 
 
+def test_an_operator_without_second_derivative() -> None:
+    model = initialised(nn.Sequential(nn.EmbeddingBag(7, 4, mode="mean"), nn.Linear(4, 3)))
+    objective = pl.Objective(model, nn.CrossEntropyLoss(), (TOKENS, CLASSES))
+    assert objective.gradient().norm() > 0
+    with pytest.raises(NotImplementedError, match=r"^hessian_vector_product: .*twice diff.*embed"):
+        objective.hessian_vector_product(objective.center)
+
+
 def test_an_error_of_the_model_is_not_mistaken_for_missing_forward_mode() -> None:
     broken = False
 
