@@ -18,7 +18,7 @@ from torch import nn
 import pylandscape as pl
 from pylandscape.parameters import unwrap
 from pylandscape.trajectory import folder as run_folder
-from pylandscape.trajectory import log, recorder
+from pylandscape.trajectory import log, recorder, snapshots
 
 LEARNING_RATE = 0.1
 
@@ -203,6 +203,9 @@ class Tied(nn.Module):
         self.gain = nn.Parameter(torch.tensor(2.0))
         self.norm = nn.BatchNorm1d(4)
         self.register_buffer("empty", torch.empty(0))
+        window = torch.randn(6)
+        self.register_buffer("early", window[:4])
+        self.register_buffer("late", window[2:])
         self.register_buffer("scratch", torch.randn(7), persistent=False)
 
 
@@ -330,6 +333,23 @@ def test_a_step_that_fails_half_way_leaves_no_snapshot(tmp_path):
         train()
     assert steps_of(tmp_path) == [0]
     assert pl.Trajectory(tmp_path).log.sizes["step"] == 3
+
+
+def test_a_snapshot_that_cannot_be_written_leaves_no_file(tmp_path, monkeypatch):
+    model = Bowl()
+    optimizer = sgd(model)
+    run = pl.Recorder(tmp_path).attach(model, optimizer)
+    descend(model, optimizer, run, 1)
+
+    def half(tensors, file, metadata):
+        file.write_bytes(b"half of it")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(snapshots, "save_file", half)
+    with pytest.raises(OSError, match="disk full"):
+        descend(model, optimizer, run, 1)
+    assert steps_of(tmp_path) == [0, 1]
+    assert len(list((tmp_path / "snapshots").iterdir())) == 2
 
 
 def test_values_logged_after_the_last_step_are_warned_about(tmp_path):
@@ -532,7 +552,7 @@ def test_attach_and_log_say_what_is_wrong(tmp_path):
 
 def test_snapshot_files_are_in_the_order_of_steps(tmp_path):
     (tmp_path / "snapshots").mkdir()
-    for step in (10, 1_000_000_000, 9):
+    for step in (10, 1_000_000_000, 999_999_999, 9):
         run_folder.snapshot_file(tmp_path, step).touch()
     found = [run_folder.snapshot_step(file) for file in run_folder.snapshot_files(tmp_path)]
-    assert found == [9, 10, 1_000_000_000]
+    assert found == [9, 10, 999_999_999, 1_000_000_000]

@@ -51,6 +51,10 @@ class Recorder:
             in `attach`.
         overwrite: `attach` deletes a run that is already there (only files that a Recorder wrote).
 
+    Attributes:
+        step: steps made so far.
+        epoch: calls of `end_epoch` so far; set it after `attach` to resume within an epoch.
+
     Raises:
         ValueError: a run is already there and neither `resume` nor `overwrite` is given, the folder
             cannot be written to, or `every` is no schedule.
@@ -257,8 +261,8 @@ class Recorder:
 
     def _after_step(self, optimizer: Any, args: tuple, kwargs: dict) -> None:
         self._log.append(self._row if self._row is not None else self._measure(optimizer))
-        self._stepping = False
         self.step += 1
+        self._stepping = False
         if self._due(self.step):
             self.snapshot()
 
