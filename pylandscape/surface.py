@@ -143,8 +143,11 @@ def _sample(
         "Take a part of them, as in directions[0:2].",
     )
     axes = _axes(kind, dimensions, extent, resolution)
+    origin = "given"
     if center is None:
-        center = objective.center if directions.center is None else directions.center
+        own = directions.center is None
+        origin = "the model's parameters" if own else "that of the directions"
+        center = objective.center if own else directions.center
     require(
         isinstance(center, Tensor) and center.shape == (objective.space.size,),
         f"{kind}: center must have shape [{objective.space.size}], got {show(center)}.",
@@ -157,11 +160,11 @@ def _sample(
         with progress_bar(len(mesh), name, show=progress) as bar:
             values = objective.evaluate_along(center, directions, mesh, bar=bar)
     except Interrupted as stop:
-        stop.surface = _dataset(kind, axes, stop.values, objective, directions)
+        stop.surface = _dataset(kind, origin, axes, stop.values, objective, directions)
         evaluated = np.arange(len(mesh)) < stop.done
         stop.surface["evaluated"] = (stop.surface.loss.dims, evaluated.reshape(shape))
         raise
-    return _dataset(kind, axes, values, objective, directions)
+    return _dataset(kind, origin, axes, values, objective, directions)
 
 
 def _axes(kind: str, dimensions: int, extent: Any, resolution: Any) -> list[np.ndarray]:
@@ -210,6 +213,7 @@ def _is_sequence(value: Any) -> bool:
 
 def _dataset(
     kind: str,
+    origin: str,
     axes: list[np.ndarray],
     values: dict[str, Tensor],
     objective: Objective,
@@ -219,6 +223,7 @@ def _dataset(
     shape = tuple(len(axis) for axis in axes)
     attrs = {
         "kind": kind,
+        "center": origin,
         **objective.describe(),
         **directions.attrs,
         "axis_labels": directions.labels,

@@ -114,9 +114,15 @@ def test_center() -> None:
     objective = linear(1, 10)
     own = torch.tensor([3.0, 4.0])
     d = pl.Directions.from_vectors(objective, torch.eye(2), center=own)
-    assert pl.line(objective, d[0], resolution=3).loss.values[1] == pytest.approx(43)
-    other = torch.tensor([0.0, 1.0])
-    assert pl.line(objective, d[0], resolution=3, center=other).loss.values[1] == pytest.approx(10)
+    of_directions = pl.line(objective, d[0], resolution=3)
+    given = pl.line(objective, d[0], resolution=3, center=torch.tensor([0.0, 1.0]))
+    free = pl.line(objective, directions_of(objective, [1, 0]), resolution=3)
+    found = [(c.loss.values[1], c.attrs["center"]) for c in (of_directions, given, free)]
+    assert found == [
+        (pytest.approx(43), "that of the directions"),
+        (pytest.approx(10), "given"),
+        (pytest.approx(0), "the model's parameters"),
+    ]
 
 
 def test_axis_names() -> None:
