@@ -144,10 +144,10 @@ def _sample(
     )
     axes = _axes(kind, dimensions, extent, resolution)
     origin = "given"
-    if center is None:
-        own = directions.center is None
-        origin = "the model's parameters" if own else "that of the directions"
-        center = objective.center if own else directions.center
+    if center is None and directions.center is not None:
+        center, origin = directions.center, "that of the directions"
+    elif center is None:
+        center, origin = objective.center, "the model's parameters"
     require(
         isinstance(center, Tensor) and center.shape == (objective.space.size,),
         f"{kind}: center must have shape [{objective.space.size}], got {show(center)}.",
