@@ -37,6 +37,11 @@ def vector_room(channels: int, lanes: int) -> int:
     return round_up(channels, lanes) + 2 * lanes
 
 
+def _in_2d(weight: Tensor) -> Tensor:
+    """Filters of a conv1d as filters of height 1."""
+    return weight if weight.ndim == 4 else weight.unsqueeze(2)
+
+
 def panels(matrix: Tensor, lanes: int) -> Tensor:
     """[outputs, depth] as panels of two vectors (the last may be one) of outputs: [depth][width]."""
     outputs = round_up(matrix.shape[0], lanes)
@@ -47,8 +52,8 @@ def panels(matrix: Tensor, lanes: int) -> Tensor:
 def direct_filters(
     weight: Tensor, groups: int, pixel_pitch: int, by_row: bool, lanes: int
 ) -> Tensor:
-    """[group][panel][kernel row, column, channel][width] of a filter [out, in / groups, h, w]."""
-    taps = weight.permute(0, 2, 3, 1)
+    """[group][panel][kernel row, column, channel][width] of filters [out, in / groups, h, w]."""
+    taps = _in_2d(weight).permute(0, 2, 3, 1)
     if by_row:
         taps = padded(taps, pixel_pitch)
     matrices = taps.reshape(groups, weight.shape[0] // groups, -1)
@@ -70,7 +75,7 @@ def depthwise_filters(weight: Tensor, lanes: int) -> Tensor:
 
 
 def linear_weights(weight: Tensor, columns: Tensor, lanes: int) -> Tensor:
-    """Panels of a matrix [outputs, inputs] whose column j is the input `columns[j]`, or none at -1."""
+    """Panels of a matrix [outputs, inputs]: column j is input `columns[j]`, or zero at -1."""
     return panels(padded(weight, weight.shape[1] + 1)[:, columns], lanes)
 
 
