@@ -1,8 +1,10 @@
 """The geometry of a neural network's loss: slices, curvature, trajectories, connectivity."""
 
 from pylandscape import _ops as _ops
+from pylandscape import sharpness
 from pylandscape._version import __version__
 from pylandscape.connectivity import interpolate
+from pylandscape.curvature import Eigenpairs, Hessian, eigenpairs
 from pylandscape.directions import Directions, difference_directions, random_directions
 from pylandscape.objective import Interrupted, Objective
 from pylandscape.parameters import ParameterSpace
@@ -21,6 +23,11 @@ __all__ = [
     "line",
     "plane",
     "random_directions",
+    # curvature
+    "Eigenpairs",
+    "Hessian",
+    "eigenpairs",
+    "sharpness",
     # the path that training took
     "Recorder",
     "Trajectory",

@@ -62,11 +62,6 @@ class Krylov:
     def full(self) -> bool:
         return self.size == self.capacity
 
-    @property
-    def end(self) -> int:
-        """The first row of the storage that this process does not need."""
-        return self.first + self.size + (not self.exhausted)
-
     def step(self, H: SymmetricOperator, scale: float) -> None:
         """One product: takes u into the basis and finds the next u.
 
@@ -92,9 +87,8 @@ class Krylov:
             )
         self._projected[: m + 1, m] = self._projected[m, : m + 1] = column
         self.size += 1
-        whole = self.first + self.size == self.rows.shape[1]  # what is left is rounding
         self.coupling[:] = 0.0
-        self.coupling[m] = 0.0 if whole or step.breakdown else step.beta
+        self.coupling[m] = 0.0 if step.breakdown else step.beta
 
     def ritz(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Eigenvalues [m] of T, ascending, its eigenvectors [m, m], and the residual bounds [m].

@@ -65,7 +65,7 @@ def eigenpairs(
     max_products: int | None = None,
     memory: float = 2**30,
     seed: int = 0,
-    copies: bool = True,
+    copies: bool | None = None,
     progress: bool | None = None,
 ) -> Eigenpairs:
     """The extreme eigenpairs of a symmetric matrix that is known by its products with vectors.
@@ -80,7 +80,7 @@ def eigenpairs(
     One start vector reaches one eigenvector of each eigenvalue. So when k > 1 pairs have converged,
     a new random vector looks for missed copies in the complement of the basis, until the chance
     that one beats the k-th pair by more than the tolerance is below 1e-3 by the bound of Kuczynski
-    and Wozniakowski (1992); what it finds is pursued in the same way.
+    and Wozniakowski (1992), or until it converges itself; what it finds is pursued in the same way.
 
     Args:
         H: a `pl.Hessian`, or anything symmetric with `shape`, `dtype`, `device` and `@`, such as a
@@ -90,10 +90,12 @@ def eigenpairs(
         tol: residual at which a pair counts as converged, relative to the largest |eigenvalue|. The
             error of a well separated eigenvalue is of the order of tol squared. In float32, no less
             than about 1e-6 can be reached.
-        max_products: stop after so many products, converged or not; 10 n by default.
+        max_products: stop after so many products, converged or not; 10 n + 1000 by default.
         memory: the most bytes that the basis may take.
         seed: of the random start vectors.
-        copies: look for further copies of multiple eigenvalues; needs some ten products more.
+        copies: look for missed copies, some ten products more; by default for k > 1. For k = 1 it
+            guards against a start vector that has by chance, about once in a thousand, next to
+            nothing of the wanted eigenvector.
         progress: show a bar with the current value and residual; by default on a terminal only.
 
     Raises:
@@ -118,7 +120,10 @@ def eigenpairs(
         which in get_args(Which),
         f"eigenpairs: which must be one of {', '.join(get_args(Which))}, got {show(which)}.",
     )
-    require(0 < tol < 1, f"eigenpairs: tol must be between 0 and 1, got {show(tol)}.")
+    require(
+        isinstance(tol, (int, float)) and 0 < tol < 1,
+        f"eigenpairs: tol must be between 0 and 1, got {show(tol)}.",
+    )
     wanted = _Wanted(which, min(n, 2 * k if which == "both" else k))
     limit = 10 * n + 1000 if max_products is None else max_products
     require(
@@ -128,7 +133,7 @@ def eigenpairs(
     )
     search = _Search(H, wanted, tol, limit - wanted.count, _storage(H, wanted.count, memory), seed)
     with progress_bar(max_products, f"{wanted.count} eigenpairs", "product", progress) as bar:
-        search.run(bar, copies=copies and k > 1)
+        search.run(bar, copies=k > 1 if copies is None else copies)
         values, vectors, residuals = search.final_pairs()
     reached = len(values) == wanted.count and bool(residuals.max() <= tol * search.scale)
     if not (converged := search.complete and reached):
@@ -229,8 +234,8 @@ class _Search:
                 enough = len(best) == self.wanted.count
                 if enough and self._are_settled(pairs[best, 1], target):
                     return True
-                if self.process.exhausted:
-                    self._lock(self._affordable(pairs[:, 0]))
+                if self.process.exhausted:  # with fewer pairs than are wanted
+                    self._lock(best)
                     self.process = Krylov(self.rows, len(self.locked), self._random_vector())
             if self.products >= self.limit:
                 return False
@@ -308,12 +313,6 @@ class _Search:
         coefficients[size:, size:] = vectors
         combine_rows(self.rows[: len(pairs)], coefficients[:, chosen])
         self.locked = pairs[chosen]
-
-    def _affordable(self, values: np.ndarray) -> np.ndarray:
-        """What to lock of an invariant subspace: everything, or the best where memory is short."""
-        room = len(self.rows) - 1 - self.wanted.count - _SPARE_ROWS
-        fits = len(self.rows) > self.n or len(values) <= room
-        return self.wanted.best(values, len(values) if fits else self.wanted.count)
 
     def _pairs(self) -> np.ndarray:
         """[locked + m, 2]: value and residual bound of all pairs known now."""

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 import pylandscape as pl
+from pylandscape.curvature import lanczos
+from pylandscape.progress import progress_bar
 
 BULK = torch.linspace(-1, 1, 97).double().tolist()
 
@@ -100,6 +102,39 @@ def test_random_spectra_of_many_multiplicities(seed, dtype):
         _check(matrix, pairs, _wanted(values, 4, which), atol=3e-4)
 
 
+@pytest.mark.parametrize("seed", [0, 52, 240])
+def test_a_pair_between_the_basis_and_its_complement_is_found(seed):
+    """With little memory, at the last two seeds, a copy lies half in an unconverged Ritz vector."""
+    generator = torch.Generator().manual_seed(seed)
+    n = int(torch.randint(10, 40, (), generator=generator))
+    values = torch.randn(n, generator=generator, dtype=torch.float64)
+    values[: n // 2] = torch.randint(-3, 4, (n // 2,), generator=generator).double()
+    expected = _wanted(values, 3, "both")
+    rows = min(n, 2 * len(expected) + 6) + 1
+    matrix = _matrix(values, seed)
+    pairs = pl.eigenpairs(matrix, 3, "both", tol=1e-8, memory=rows * n * 8, seed=seed)
+    _check(matrix, pairs, expected, atol=1e-7)
+
+
+def test_the_search_for_copies_leaves_the_process_as_it_was():
+    matrix = _matrix([*BULK, 10, 10, 5])
+    pairs = lanczos._Wanted("largest", 2)
+    rows = torch.empty(40, 100, dtype=torch.float64)
+    search = lanczos._Search(matrix, pairs, 1e-3, 100, rows, seed=0)
+    search.bar = progress_bar(None, "", show=False)
+    assert search._converge(1e-3)
+    missed = search._missed_vector(1e-3)
+    assert missed is not None
+    assert missed @ matrix @ missed > 5.01
+    m, process = search.process.size, search.process
+    values, vectors, bounds = process.ritz()
+    errors = matrix @ rows[:m].T @ torch.from_numpy(vectors)
+    errors -= rows[:m].T @ torch.from_numpy(vectors * values)
+    torch.testing.assert_close(errors.norm(dim=0), torch.from_numpy(bounds))
+    along = (errors.T @ rows[m]).abs()
+    torch.testing.assert_close(along, torch.from_numpy(bounds))  # all residuals lie along u
+
+
 def test_every_pair_of_a_matrix():
     values = torch.linspace(-1, 2, 12).double()
     matrix = _matrix(values)
@@ -134,6 +169,19 @@ def test_without_the_search_for_copies():
     assert (both.values - torch.tensor([10.0, 10.0])).abs().max() < 1e-2
     assert (one.values - torch.tensor([10.0, 5.0])).abs().max() < 1e-2  # what one start sees
     assert one.products < both.products
+
+
+def test_the_search_for_copies_guards_against_an_unlucky_start():
+    """Seed 1 gives a start vector that is all but orthogonal to the first eigenvector."""
+    start = torch.randn(60, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    first = torch.linalg.vector_norm(start).reciprocal() * start
+    hidden = torch.eye(60).double()[0] - first[0] * first
+    basis, _ = torch.linalg.qr(torch.stack([hidden, *torch.eye(60).double()[1:]], 1))
+    values = torch.tensor([12.0, 10.0, *torch.linspace(-1, 1, 58).tolist()]).double()
+    matrix = (basis * values) @ basis.T
+    matrix = (matrix + matrix.T) / 2
+    assert abs(pl.eigenpairs(matrix, k=1, seed=1).values[0] - 10) < 0.01
+    assert abs(pl.eigenpairs(matrix, k=1, seed=1, copies=True).values[0] - 12) < 0.01
 
 
 def test_not_converged_is_said():
@@ -225,7 +273,7 @@ class TestBadInput:
         for wrong in (0, -1, 1.5):
             with pytest.raises(ValueError, match="k must be an int >= 1"):
                 pl.eigenpairs(matrix, k=wrong)
-        for wrong in (0, -1e-3, 1, float("nan")):
+        for wrong in (0, -1e-3, 1, float("nan"), "1e-3"):
             with pytest.raises(ValueError, match="tol must be between 0 and 1"):
                 pl.eigenpairs(matrix, tol=wrong)
         with pytest.raises(ValueError, match="which must be one of largest, smallest"):
