@@ -24,14 +24,14 @@ class StudyConfig:
     momentum: float = 0.9
     snapshots_per_epoch: int = 4
 
-    # Samples behind each point of a plane. The Hessian, the lines and S_eps use all of them.
+    # Samples behind each point of a plane and behind lambda_max along the path. What is measured at
+    # the solutions and on lines uses all of them.
     plane_samples: int | None = 2_000
     plane_resolution: int = 25
     plane_extent: float = 1.0  # 1 = noise as large as the weights, filter by filter
     slice_directions: int = 3
     slice_resolution: int = 51
     interpolation_resolution: int = 41
-    eigenvalues: int = 5
     eigenvalue_tolerance: float = 1e-3
     curvature_points: int = 5  # snapshots of run a at which lambda_max is measured
 
@@ -69,7 +69,6 @@ def quick_config(seed: int = 0) -> StudyConfig:
         slice_directions=1,
         slice_resolution=9,
         interpolation_resolution=9,
-        eigenvalues=1,
         eigenvalue_tolerance=1e-2,
         curvature_points=2,
     )

@@ -1,0 +1,312 @@
+"""The stages of the study: each a function of the trained networks, with an xarray result."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import xarray as xr
+from torch import Tensor, nn
+
+import pylandscape as pl
+from pylandscape.study.claims import BALL_RADIUS
+from pylandscape.study.config import StudyConfig
+from pylandscape.study.data import Digits
+from pylandscape.study.model import SmallCNN
+from pylandscape.study.training import train
+
+# Cost of an operation on one sample, in forward passes; measured on the torch engine.
+GRADIENT = 3.0
+HESSIAN_PRODUCT = 8.0
+PRODUCTS = {"largest": 12, "both": 35}  # Lanczos steps for one eigenpair or both ends, as seen
+BALL_GRADIENTS = 60
+
+
+@dataclass
+class Study:
+    """What the stages work on: settings, digits, and the folder with the recorded runs."""
+
+    config: StudyConfig
+    digits: Digits
+    folder: Path
+    progress: bool | None = None
+
+    def run_folder(self, run: str) -> Path:
+        return self.folder / f"run-{run}"
+
+    def trajectory(self, run: str) -> pl.Trajectory:
+        return pl.Trajectory(self.run_folder(run))
+
+    def trained(self, run: str) -> nn.Module:
+        """The network as the recorded run left it."""
+        model = SmallCNN()
+        self.trajectory(run).load_into(model, -1)
+        return model
+
+    def objective(self, run: str, split: str = "train", samples: int | None = None) -> pl.Objective:
+        """The loss over a split, or over `samples` random digits of it, centred on a solution."""
+        data = getattr(self.digits, split)
+        if samples is not None and samples >= len(data[1]):
+            samples = None
+        return pl.Objective(
+            self.trained(run), nn.CrossEntropyLoss(), data, samples=samples, seed=self.config.seed
+        )
+
+    def directions(self, count: int) -> pl.Directions:
+        """Random filter-normalised directions at solution a; the same first ones for any count."""
+        return pl.random_directions(self.objective("a"), count=count, seed=self.config.seed)
+
+    @cached_property
+    def sizes(self) -> tuple[int, int]:
+        """Numbers of training and test digits."""
+        return len(self.digits.train[1]), len(self.digits.test[1])
+
+    @property
+    def plane_samples(self) -> int:
+        """Samples behind each point of a plane."""
+        return min(self.config.plane_samples or self.sizes[0], self.sizes[0])
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A unit of work that is done once and kept.
+
+    `cost` is the expected work in forward passes over one sample, for the time estimate.
+    """
+
+    name: str
+    title: str
+    run: Callable[[Study], xr.Dataset]
+    cost: Callable[[Study], float]
+
+
+def training(study: Study, run: str) -> xr.Dataset:
+    """One run of SGD from its own initialisation; leaves the recorded run in `run-<run>`."""
+    seed = study.config.seeds[run]
+    return train(
+        SmallCNN(seed), study.digits, study.config, seed, study.run_folder(run), study.progress
+    )
+
+
+def curvature(study: Study) -> xr.Dataset:
+    """Both ends of the Hessian spectrum at each solution, over all training digits."""
+    objectives = [study.objective(run) for run in "ab"]
+    found = [_eigenpairs(study, objective, "both") for objective in objectives]
+    columns = {
+        "lambda_max": [pairs.values[0].item() for pairs in found],
+        "lambda_max_residual": [pairs.residuals[0].item() for pairs in found],
+        "lambda_min": [pairs.values[-1].item() for pairs in found],
+        "lambda_min_residual": [pairs.residuals[-1].item() for pairs in found],
+        "gradient_norm": [objective.gradient().double().norm().item() for objective in objectives],
+        "products": [pairs.products for pairs in found],
+        "converged": [pairs.converged for pairs in found],
+    }
+    return xr.Dataset(
+        {name: ("run", values) for name, values in columns.items()},
+        attrs={"kind": "spectrum", "runs": ["a", "b"]}
+        | {"tolerance": study.config.eigenvalue_tolerance}
+        | objectives[0].describe(),
+    )
+
+
+def curvature_path(study: Study) -> xr.Dataset:
+    """lambda_max at the start of run a, at its end, and at snapshots spread between."""
+    objective = study.objective("a", samples=study.plane_samples)
+    path = study.trajectory("a")
+    count = min(study.config.curvature_points, len(path))
+    # Curvature changes most in the first epoch, so the snapshots get denser towards the start.
+    share = np.linspace(0, 1, count) ** 2
+    chosen = sorted(set(np.round(share * (len(path) - 1)).astype(int).tolist()))
+    values, residuals = [], []
+    for index in chosen:
+        point = path.vector(index, objective.space)
+        pairs = _eigenpairs(study, objective, "largest", point)
+        values.append(pairs.values[0].item())
+        residuals.append(pairs.residuals[0].item())
+    steps_per_epoch = path.steps[-1] / study.config.epochs
+    steps = np.array([path.steps[index] for index in chosen])
+    return xr.Dataset(
+        {"lambda_max": ("step", values), "lambda_max_residual": ("step", residuals)},
+        coords={"step": steps, "epoch": ("step", steps / steps_per_epoch)},
+        attrs={"kind": "spectrum along a path"} | objective.describe(),
+    )
+
+
+def slices(study: Study) -> xr.Dataset:
+    """Lines through solution a along random directions, and the exact curvature along each."""
+    config, objective = study.config, study.objective("a")
+    directions = study.directions(config.slice_directions)
+    lines = [
+        pl.line(
+            objective,
+            direction,
+            extent=config.plane_extent,
+            resolution=config.slice_resolution,
+            progress=study.progress,
+        )
+        for direction in (directions[j] for j in range(len(directions)))
+    ]
+    bends = [_curvature_along(objective, vector) for vector in directions.vectors]
+    return xr.concat(lines, "direction", combine_attrs="override").assign(
+        curvature=("direction", np.array(bends))
+    )
+
+
+def plane(study: Study) -> xr.Dataset:
+    """The plane of the first two random directions through solution a."""
+    config = study.config
+    return pl.plane(
+        study.objective("a", samples=study.plane_samples),
+        study.directions(2),
+        extent=config.plane_extent,
+        resolution=config.plane_resolution,
+        progress=study.progress,
+    )
+
+
+def path(study: Study, run: str) -> xr.Dataset:
+    """A run projected onto its two principal components: true loss and in-plane loss."""
+    objective = study.objective(run, samples=study.plane_samples)
+    directions = _principal(study, run, objective)
+    return pl.project(study.trajectory(run), directions, objective, progress=study.progress)
+
+
+def path_plane(study: Study) -> xr.Dataset:
+    """The loss on the plane of run a's principal components, wide enough for the whole path."""
+    objective = study.objective("a", samples=study.plane_samples)
+    directions = _principal(study, "a", objective)
+    projected = pl.project(study.trajectory("a"), directions, progress=study.progress)
+    return pl.plane(
+        objective,
+        directions,
+        extent=(
+            _range_with_margin(projected["alpha"].values),
+            _range_with_margin(projected["beta"].values),
+        ),
+        resolution=study.config.plane_resolution,
+        progress=study.progress,
+    )
+
+
+def interpolation(study: Study) -> xr.Dataset:
+    """The straight line from solution a to solution b, training and test data."""
+    return pl.interpolate(
+        study.objective("a"),
+        study.trained("a"),
+        study.trained("b"),
+        resolution=study.config.interpolation_resolution,
+        test=study.objective("a", "test"),
+        progress=study.progress,
+    )
+
+
+def sharpness(study: Study) -> xr.Dataset:
+    """S_eps, the largest rise of the loss within the ball of radius eps around each solution."""
+    objectives = [study.objective(run) for run in "ab"]
+    found = [
+        pl.sharpness.ball(
+            objective, epsilon=BALL_RADIUS, seed=study.config.seed, progress=study.progress
+        )
+        for objective in objectives
+    ]
+    return xr.Dataset(
+        {
+            "rise": ("run", [each.value for each in found]),
+            "rise_of_ascent": (("run", "ascent"), np.stack([each.values for each in found])),
+            "converged": (("run", "ascent"), np.array([each.converged for each in found])),
+        },
+        attrs={"kind": "sharpness", "runs": ["a", "b"], "epsilon": BALL_RADIUS}
+        | {"starts": list(found[0].starts)}
+        | objectives[0].describe(),
+    )
+
+
+def _principal(study: Study, run: str, objective: pl.Objective) -> pl.Directions:
+    return pl.principal_directions(objective, study.trajectory(run), progress=study.progress)
+
+
+def _eigenpairs(
+    study: Study,
+    objective: pl.Objective,
+    which: Literal["largest", "both"],
+    at: Tensor | None = None,
+) -> pl.Eigenpairs:
+    return pl.eigenpairs(
+        pl.Hessian(objective, at=at),
+        k=1,
+        which=which,
+        tol=study.config.eigenvalue_tolerance,
+        seed=study.config.seed,
+        progress=study.progress,
+    )
+
+
+def _curvature_along(objective: pl.Objective, vector: Tensor) -> float:
+    """The Rayleigh quotient v.Hv / v.v."""
+    product = objective.hessian_vector_product(vector)
+    return (vector.double() @ product.double() / (vector.double() @ vector.double())).item()
+
+
+def _range_with_margin(values: np.ndarray, margin: float = 0.15) -> tuple[float, float]:
+    low, high = float(values.min()), float(values.max())
+    room = margin * (high - low)
+    return low - room, high + room
+
+
+def _training_cost(study: Study) -> float:
+    epochs, (train_count, test_count) = study.config.epochs, study.sizes
+    return epochs * (GRADIENT * train_count + train_count + test_count)
+
+
+def _spectrum_cost(points: int, which: str, samples: int) -> float:
+    return points * PRODUCTS[which] * HESSIAN_PRODUCT * samples
+
+
+def _plane_cost(study: Study) -> float:
+    return study.config.plane_resolution**2 * study.plane_samples
+
+
+def _path_cost(study: Study) -> float:
+    return 2 * study.config.epochs * study.config.snapshots_per_epoch * study.plane_samples
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage("training-a", "training, run a", lambda s: training(s, "a"), _training_cost),
+    Stage("training-b", "training, run b", lambda s: training(s, "b"), _training_cost),
+    Stage(
+        "curvature",
+        "Hessian eigenvalues at both solutions",
+        curvature,
+        lambda s: _spectrum_cost(2, "both", s.sizes[0]),
+    ),
+    Stage(
+        "curvature-path",
+        "largest Hessian eigenvalue along run a",
+        curvature_path,
+        lambda s: _spectrum_cost(s.config.curvature_points, "largest", s.plane_samples),
+    ),
+    Stage(
+        "sharpness",
+        "sharpness S_eps at both solutions",
+        sharpness,
+        lambda s: 2 * BALL_GRADIENTS * GRADIENT * s.sizes[0],
+    ),
+    Stage(
+        "slices",
+        "filter-normalised lines through solution a",
+        slices,
+        lambda s: s.config.slice_resolution * (s.config.slice_directions * s.sizes[0] + s.sizes[1]),
+    ),
+    Stage("plane", "filter-normalised plane through solution a", plane, _plane_cost),
+    Stage("path-a", "run a in its principal plane", lambda s: path(s, "a"), _path_cost),
+    Stage("path-b", "run b in its principal plane", lambda s: path(s, "b"), _path_cost),
+    Stage("path-plane", "loss on the principal plane of run a", path_plane, _plane_cost),
+    Stage(
+        "interpolation",
+        "straight line from solution a to solution b",
+        interpolation,
+        lambda s: s.config.interpolation_resolution * sum(s.sizes),
+    ),
+)

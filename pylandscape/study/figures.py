@@ -1,0 +1,146 @@
+"""The figures of the study, drawn from the stored results."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.figure
+import xarray as xr
+
+from pylandscape import plots
+
+Measurements = Mapping[str, Sequence[float]]
+Results = Mapping[str, xr.Dataset]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure on disk, `figures/<name>.png` and `.pdf`, and what the page says about it."""
+
+    name: str
+    title: str
+    text: str
+    source: str
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """How a figure is made; `needs` are the stages it is drawn from, the first one its source.
+
+    `text` is a format string over the measurements; sentences about
+    numbers that may be missing are set off by " // ".
+    """
+
+    name: str
+    title: str
+    needs: tuple[str, ...]
+    draw: Callable[..., matplotlib.figure.Figure]
+    text: str
+
+
+def draw_all(folder: Path, results: Results, measurements: Measurements) -> list[Figure]:
+    """Draw every figure whose results are there, as PNG and PDF."""
+    drawn = []
+    for drawing in _DRAWINGS:
+        if all(stage in results for stage in drawing.needs):
+            page = drawing.draw(*(results[stage] for stage in drawing.needs))
+            plots.save(page, folder / drawing.name)
+            text = _fill(drawing.text, measurements)
+            drawn.append(Figure(drawing.name, drawing.title, text, drawing.needs[0]))
+    return drawn
+
+
+def _fill(text: str, measurements: Measurements) -> str:
+    """The text with its numbers; a sentence about what is not measured yet is left out."""
+    sentences = []
+    for sentence in text.split(" // "):
+        try:
+            sentences.append(sentence.format(m=measurements))
+        except KeyError:
+            continue
+    return " ".join(sentences)
+
+
+def _steps(training: xr.Dataset) -> xr.Dataset:
+    return training[["loss", "grad_norm", "learning_rate"]]
+
+
+def _first_slice(slices: xr.Dataset) -> xr.Dataset:
+    return slices.isel(direction=0)[["loss", "loss_stderr", "accuracy"]]
+
+
+_DRAWINGS: tuple[_Drawing, ...] = (
+    _Drawing(
+        "loss-curve-a",
+        "Loss during training, run a",
+        ("training-a",),
+        lambda run: plots.training(_steps(run)),
+        "Mini-batch loss at every step. // Its mean over the last tenth of the steps is "
+        "{m[loss_fall][0]:.2%} of that over the first tenth.",
+    ),
+    _Drawing(
+        "gradient-norm-a",
+        "Gradient norm during training, run a",
+        ("training-a",),
+        lambda run: plots.gradient_norm(_steps(run)),
+        "Norm of the mini-batch gradient at every step. // It falls to {m[gradient_fall][0]:.2%} "
+        "between the first and the last tenth.",
+    ),
+    _Drawing(
+        "loss-curve-b",
+        "Loss during training, run b",
+        ("training-b",),
+        lambda run: plots.training(_steps(run)),
+        "The same for the second initialisation. // Here the fall is to {m[loss_fall][1]:.2%}.",
+    ),
+    _Drawing(
+        "gradient-norm-b",
+        "Gradient norm during training, run b",
+        ("training-b",),
+        lambda run: plots.gradient_norm(_steps(run)),
+        "The same for the second initialisation. // Here the fall is to {m[gradient_fall][1]:.2%}.",
+    ),
+    _Drawing(
+        "slice",
+        "A filter-normalised line through solution a",
+        ("slices",),
+        lambda slices: plots.line(_first_slice(slices)),
+        "At alpha = 1 every filter has been moved by its own norm. // The curvature along this "
+        "line is {m[random_curvature][0]:.3g}, the largest Hessian eigenvalue "
+        "{m[lambda_max][0]:.3g}.",
+    ),
+    _Drawing(
+        "contour",
+        "A filter-normalised plane through solution a",
+        ("plane",),
+        plots.contour,
+        "Two random directions. // The loss has risen by 0.1 nat at a median distance of "
+        "{m[valley_radius][0]:.3g} from the centre.",
+    ),
+    _Drawing(
+        "surface",
+        "The same plane as a surface",
+        ("plane",),
+        plots.surface,
+        "The height is the loss. // It rises all the way along {m[monotone_share][0]:.0%} of the "
+        "rays from the centre.",
+    ),
+    _Drawing(
+        "trajectory",
+        "Run a in the plane of its principal components",
+        ("path-plane", "path-a"),
+        plots.trajectory,
+        "The path from the initialisation to solution a on the loss in the plane. // The two "
+        "components explain {m[plane_variance][0]:.1%} of the variance of the snapshots.",
+    ),
+    _Drawing(
+        "interpolation",
+        "The straight line from solution a to solution b",
+        ("interpolation",),
+        plots.interpolation,
+        "Loss and accuracy of networks between the two solutions. // The barrier is "
+        "{m[loss_barrier][0]:.3g} nat on the training data and {m[loss_barrier][1]:.3g} on the "
+        "test data; the accuracy drops by up to {m[error_barrier][0]:.1%} and "
+        "{m[error_barrier][1]:.1%}.",
+    ),
+)

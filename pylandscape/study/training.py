@@ -1,0 +1,87 @@
+"""SGD with momentum on the digits, recorded."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import nn
+
+import pylandscape as pl
+from pylandscape.progress import progress_bar
+from pylandscape.study.config import StudyConfig
+from pylandscape.study.data import Digits, Split
+
+
+def train(
+    model: nn.Module,
+    digits: Digits,
+    config: StudyConfig,
+    seed: int,
+    folder: str | Path,
+    progress: bool | None = None,
+) -> xr.Dataset:
+    """Train `model` in place and record the run in `folder`, replacing one that is there.
+
+    The order of the digits comes from `seed` through a generator of its own, so the result does
+    not depend on what else draws random numbers.
+
+    Returns:
+        Over `step`: mini-batch `loss`, `grad_norm` and `learning_rate`. Over `epoch`
+        (finished epochs, from 0): `train_loss`, `train_accuracy`, `test_loss` and
+        `test_accuracy` over all digits of the split.
+    """
+    images, labels = digits.train
+    criterion = nn.CrossEntropyLoss()
+    model.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=config.learning_rate, momentum=config.momentum
+    )
+    shuffle = torch.Generator().manual_seed(seed)
+    splits = {"train": _objective(model, digits.train), "test": _objective(model, digits.test)}
+    evaluations = [_evaluate(splits)]
+    steps_per_epoch = -(-len(labels) // config.batch_size)
+    recorder = pl.Recorder(
+        folder, every=max(1, steps_per_epoch // config.snapshots_per_epoch), overwrite=True
+    )
+    steps = config.epochs * steps_per_epoch
+    with (
+        recorder.attach(model, optimizer),
+        progress_bar(steps, f"training, seed {seed}", "step", progress) as bar,
+    ):
+        for _ in range(config.epochs):
+            model.train()
+            for batch in torch.randperm(len(labels), generator=shuffle).split(config.batch_size):
+                inputs = images[batch].contiguous(memory_format=torch.channels_last)
+                optimizer.zero_grad()
+                loss = criterion(model(inputs), labels[batch])
+                loss.backward()
+                recorder.log(loss=loss.detach())
+                optimizer.step()
+                bar.update(1)
+            recorder.end_epoch()
+            evaluations.append(_evaluate(splits))
+    return _result(pl.Trajectory(folder).log, evaluations, seed, splits["train"])
+
+
+def _objective(model: nn.Module, split: Split) -> pl.Objective:
+    return pl.Objective(model, nn.CrossEntropyLoss(), split)
+
+
+def _evaluate(splits: dict[str, pl.Objective]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name, objective in splits.items():
+        values = objective.evaluate(objective.center[None])
+        found |= {f"{name}_{key}": values[key].item() for key in ("loss", "accuracy")}
+    return found
+
+
+def _result(
+    log: xr.Dataset, evaluations: list[dict[str, float]], seed: int, objective: pl.Objective
+) -> xr.Dataset:
+    per_step = log[["loss", "grad_norm", "learning_rate"]]
+    per_epoch = {
+        name: ("epoch", np.array([each[name] for each in evaluations])) for name in evaluations[0]
+    }
+    result = per_step.assign(per_epoch).assign_coords(epoch=np.arange(len(evaluations)))
+    return result.assign_attrs(kind="training", seed=seed, **objective.describe())
