@@ -26,7 +26,10 @@ from pylandscape.engines.records import NONE, Activation, BinaryKind, Epilogue, 
 
 State = Mapping[str, Tensor]
 
-MAX_BLOCK = 128  # samples; more does not reuse the weights of a Linear any better
+# Samples per block. The weights of a Linear are read once per block, perhaps from a cache further
+# out, so a block is not made smaller than this where its activations overflow the near one.
+MIN_BLOCK = 64
+MAX_BLOCK = 256
 MAX_SUB_BLOCK = 64
 WINOGRAD_BYTES = 384 << 10  # of transformed tiles at once
 MAX_SEGMENTS = 256  # of the segment GEMM
@@ -233,7 +236,7 @@ class _Planner:
         images = self._peak(per_block=False)
         vectors = self._peak(per_block=True)
         sub_block = max(1, min(MAX_SUB_BLOCK, budget // images)) if images else 1
-        block = max(16, min(MAX_BLOCK, budget // max(1, vectors)))
+        block = max(MIN_BLOCK, min(MAX_BLOCK, budget // max(1, vectors)))
         block = min(block, max(16, -(-self.samples // 8)))  # enough blocks for a few threads
         sub_block = min(sub_block, block)
         return (round_up(block, sub_block) if boundary else block), sub_block
