@@ -255,6 +255,11 @@ def accuracy_metric(
     return None
 
 
+def is_accuracy(metric: Callable[[Any, Any], PerSample]) -> bool:
+    """Whether a metric is one that `accuracy_metric` gives."""
+    return metric is _right_signs or getattr(metric, "func", None) is _right_classes
+
+
 def _right_classes(ignored: int | None, outputs: Tensor, targets: Tensor) -> PerSample:
     kept = torch.ones_like(targets, dtype=torch.bool) if ignored is None else targets != ignored
     right = (outputs.argmax(1) == targets) & kept

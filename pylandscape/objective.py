@@ -22,6 +22,7 @@ from pylandscape.losses import (
     PerSample,
     SampleLoss,
     accuracy_metric,
+    is_accuracy,
     mean_over_outputs,
     sample_count,
 )
@@ -333,7 +334,7 @@ class Objective:
             and self.dtype == torch.float32
             and self.data.in_memory
             and (self.batchnorm == "frozen" or not self.has_batchnorm)
-            and set(self._engine.metrics) <= {"accuracy"}
+            and all(map(is_accuracy, self._engine.metrics.values()))
         )
 
     def _evaluate(
@@ -341,9 +342,9 @@ class Objective:
     ) -> dict[str, Tensor]:
         shape = (len(points), 1 + len(self._engine.metrics), MOMENTS)
         moments = torch.full(shape, torch.nan, dtype=torch.float64, device=self.device)
-        engine = self._engine if buffers is not None else self._engine_for(len(points))
         done = 0
         try:
+            engine = self._engine if buffers is not None else self._engine_for(len(points))
             for row in engine.moments(points, buffers):
                 moments[done] = row
                 done += 1
@@ -356,10 +357,10 @@ class Objective:
     def _engine_for(self, points: int) -> EagerEngine | NativeEngine:
         """The native engine where it may be used and is worth its preparation."""
         if self._native is None and self._may_be_native and points >= NATIVE_POINTS:
-            self._may_be_native = False  # tried once
             try:
                 self._native = NativeEngine(self._engine, self._precision)
             except NotCovered as obstacle:
+                self._may_be_native = False  # tried once
                 warnings.warn(f"Objective: running on PyTorch, because {obstacle}.", stacklevel=5)
         return self._engine if self._native is None else self._native
 

@@ -15,10 +15,11 @@ from pylandscape.engines.plan import LossSpec, Plan, make_plan
 from pylandscape.engines.points import Points
 from pylandscape.engines.program import NotCovered, Program
 from pylandscape.engines.records import LossKind
+from pylandscape.losses import is_accuracy
 
 LANES = {"baseline": 4, "avx2": 8, "avx512": 16}
 SECONDS_PER_CALL = 0.25  # between two looks at Ctrl-C and at the progress bar
-FIRST_GUESS = 1e11  # operations per second, until one call has been timed
+SHARING_POINTS = 64  # points per call at least, where they share the products of the first layer
 PROBE_SAMPLES = 32
 TOLERANCE = 1e-4  # of the loss at the centre, native against torch
 
@@ -44,7 +45,7 @@ class NativeEngine:
 
     def __init__(self, reference: EagerEngine, precision: str = "fast") -> None:
         self.reference, self.space = reference, reference.space
-        self.metrics = reference.metrics
+        self.metrics, self._precision = reference.metrics, precision
         self._inputs, self._targets = inputs, targets = self._data()
         self.program = capture(reference.module.model, inputs[:PROBE_SAMPLES])
         shapes = {name: tuple(tensor.shape) for name, tensor in self._state().items()}
@@ -57,8 +58,11 @@ class NativeEngine:
             LANES[_ops.isa()],
             winograd=precision != "exact",
         )
-        self._rate = FIRST_GUESS
-        self._verify()
+        self._seconds = self._verify()  # of one sample at one point, as last measured
+
+    def __reduce__(self) -> Any:
+        """Where it is unpickled it is made anew: the vectors of another machine may be others."""
+        return NativeEngine, (self.reference, self._precision)
 
     def moments(
         self, points: Points, buffers: Iterable[Buffers | None] | None = None
@@ -94,24 +98,21 @@ class NativeEngine:
         """Float64 sums [7] per point, computed in calls of about `SECONDS_PER_CALL`."""
         plan, count = self.plan, len(self._inputs)
         constants = plan.constants(self._state())
+        least = SHARING_POINTS if plan.linear_first else 1
         done = 0
         while done < len(coordinates):
-            work = max(1, self.program.flops) * count
-            together = max(1, int(SECONDS_PER_CALL * self._rate / work))
-            if plan.linear_first:  # the products of the first layer are shared by a call's points
-                together = max(together, 64)
-            part = coordinates[done : done + together]
+            within = SECONDS_PER_CALL / self._seconds  # samples times points
+            part = coordinates[done : done + max(least, int(within / count))]
+            blocks = max(1, int(within / (len(part) * plan.block)))
             sums = torch.zeros(len(part), 7, dtype=torch.float64)
-            span = max(1, int(SECONDS_PER_CALL * self._rate / (work / count * len(part))))
-            span = max(1, span // plan.block) * plan.block
             start = time.perf_counter()
-            for first in range(0, count, span):
-                last = min(count, first + span)
+            for first in range(0, count, blocks * plan.block):
+                last = min(count, first + blocks * plan.block)
                 _ops.evaluate_points(
                     sums, packed, part, self._inputs, self._targets, plan.numbers, constants,
                     plan.indices, first, last,
                 )  # fmt: skip
-            self._rate = work * len(part) / (time.perf_counter() - start)
+            self._seconds = (time.perf_counter() - start) / (len(part) * count)
             done += len(part)
             yield from sums
 
@@ -153,19 +154,25 @@ class NativeEngine:
         inputs, targets = next(iter(samples.batches(samples.count)))
         if not (isinstance(inputs, Tensor) and isinstance(targets, Tensor)):
             raise NotCovered("the native engine needs one tensor of inputs and one of targets")
-        return inputs, targets.contiguous()
+        return inputs, (targets if targets.is_floating_point() else targets.long()).contiguous()
 
-    def _verify(self) -> None:
-        """Compares with the module itself: what was captured must be what the user runs."""
+    def _verify(self) -> float:
+        """Compares with the module itself: what was captured must be what the user runs.
+
+        Returns the seconds that one sample took.
+        """
         module = self.reference.module
         center = self.space.flatten(module.model)
         few = min(PROBE_SAMPLES, len(self._inputs))
         sums = torch.zeros(1, 7, dtype=torch.float64)
         plan, none = self.plan, torch.zeros(1, 0)
+        packed, constants = self._pack(center), plan.constants(self._state())
+        start = time.perf_counter()
         _ops.evaluate_points(
-            sums, self._pack(center), none, self._inputs, self._targets, plan.numbers,
-            plan.constants(self._state()), plan.indices, 0, few,
+            sums, packed, none, self._inputs, self._targets, plan.numbers, constants,
+            plan.indices, 0, few,
         )  # fmt: skip
+        seconds = time.perf_counter() - start
         outputs = module.outputs(self._inputs[:few])
         expected = self.reference.loss(outputs, self._targets[:few]).values.double().sum()
         if not torch.allclose(sums[0, 0], expected, rtol=TOLERANCE, atol=1e-6, equal_nan=True):
@@ -173,14 +180,15 @@ class NativeEngine:
                 f"the captured program gives the loss {sums[0, 0] / few:.7g} where the model gives "
                 f"{expected / few:.7g}"
             )
+        return seconds / few
 
 
 def loss_spec(program: Program, reference: EagerEngine, targets: Tensor) -> LossSpec:
     """The loss in the kernels' terms. Raises NotCovered where it has none."""
-    others = [name for name in reference.metrics if name != "accuracy"]
+    others = [name for name, metric in reference.metrics.items() if not is_accuracy(metric)]
     if others:
         raise NotCovered(f"the metric {others[0]!r} has no native kernel")
-    count_correct = "accuracy" in reference.metrics
+    count_correct = bool(reference.metrics)
     loss: Any = reference.loss.mean_module
     if loss is None:
         raise NotCovered(f"the loss {reference.loss.name} has no native kernel")
@@ -191,6 +199,10 @@ def loss_spec(program: Program, reference: EagerEngine, targets: Tensor) -> Loss
             raise NotCovered(f"{type(loss).__name__} of other than class indices has no kernel")
         if type(loss) is nn.NLLLoss and last != "log_softmax":
             raise NotCovered("NLLLoss has a kernel only right after log_softmax")
+        known = (targets >= 0) & (targets < outputs[0]) | (targets == loss.ignore_index)
+        if not bool(known.all()):
+            stray = int(targets[~known][0])
+            raise NotCovered(f"the target {stray} is none of the {outputs[0]} classes")
         return LossSpec(
             LossKind.CROSS_ENTROPY,
             loss.weight,

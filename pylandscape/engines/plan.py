@@ -443,7 +443,9 @@ class _Planner:
         """
         value, epilogue, residual = node.output, Epilogue(shift=bias), None
         follower = self._sole_consumer(value)
-        if follower is not None and follower.op == "batch_norm":
+        # batch_norm is over the first dimension, which of several is not the features of a Linear
+        by_feature = node.op == "conv" or len(self.program.values[value].shape) == 1
+        if follower is not None and follower.op == "batch_norm" and by_feature:
             epilogue.scale, epilogue.shift = self._fold(follower, bias)
             value = self._absorb(follower)
             follower = self._sole_consumer(value)
@@ -826,6 +828,7 @@ class _Planner:
         self._draft([source], out, lambda: records.AdaptivePool(source, out), node.op)
 
     def _lower_log_softmax(self, node: Node) -> None:
+        self._any_slot(node.inputs[0])
         self.slot_of[node.output] = self.slot_of[node.inputs[0]]  # part of the loss
 
     def _lower_loss(self) -> None:
@@ -833,13 +836,13 @@ class _Planner:
         shape = self.program.values[value].shape
         if self.loss.kind == LossKind.CROSS_ENTROPY and len(shape) != 1:
             raise NotCovered(f"cross-entropy of outputs {list(shape)} has no native kernel")
-        flat = self._slot(value, "first")
-        if not self.slots[flat].is_flat or self.slots[flat].dense:
+        flat = self._any_slot(value)
+        if len(shape) > 1 or self.slots[flat].dense:
             flat = self._flattened(value)
         outputs = self.program.values[value].size
         weights, given = NONE, self.loss.weights
         if given is not None:
-            weights = self._constant(outputs, lambda _: given.expand(outputs))
+            weights = self._constant(outputs, lambda _: given.expand(shape))
         smoothing = NONE
         if self.loss.smoothing:
             smoothing = self._constant(1, lambda _: torch.tensor([self.loss.smoothing]))
