@@ -1,4 +1,4 @@
-"""The networks of the benchmarks, trained for a moment so that the losses are not those of noise."""
+"""The networks of the benchmarks, trained a little, so that losses are not those of noise."""
 
 import torch
 import torch.nn.functional as F

@@ -13,12 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-torch._dynamo.config.recompile_limit = 64  # every network, format and batch size is one of its own
+torch._dynamo.config.recompile_limit = 64  # each network, format and batch size is one of its own
 
 BATCHES = (64, 128, 256, 512, 1024, 2048)
-COMPILED_torch._dynamo.config.recompile_limit = 64  # every network, format and batch size is one of its own
-
-BATCHES = (64, 256, 1024)
+COMPILED_BATCHES = (64, 256, 1024)
 
 
 @dataclass
@@ -29,7 +27,7 @@ class Loop:
     losses: Callable[[Tensor], Tensor]  # points [K, P] -> losses [K]
 
 
-def eager_peer(model: nn.Module, inputs: Tensor, targets: Tensor) -> Loop:
+def peers_loop(model: nn.Module, inputs: Tensor, targets: Tensor) -> Loop:
     """What landscape packages do: eager, default memory format, batches of 128."""
     return _loop(model, inputs, targets, 128, channels_last=False, compiled=False)
 
@@ -67,8 +65,7 @@ def _loop(
 
     run = torch.compile(total, dynamic=False) if compiled else total
     pieces = [
-        (arrange(x), y)
-        for x, y in zip(inputs.split(batch), targets.split(batch), strict=True)
+        (arrange(x), y) for x, y in zip(inputs.split(batch), targets.split(batch), strict=True)
     ]
 
     def losses(points: Tensor) -> Tensor:

@@ -15,8 +15,9 @@ from pylandscape.directions import Directions
 from pylandscape.engines.eager import MOMENTS, EagerEngine
 from pylandscape.engines.module import PROBE_SAMPLES, Buffers, FunctionalModule
 from pylandscape.engines.native import NativeEngine
+from pylandscape.engines.plan import Plan
 from pylandscape.engines.points import Points
-from pylandscape.engines.program import NotCovered
+from pylandscape.engines.program import NotCovered, Program
 from pylandscape.losses import (
     Loss,
     PerSample,
@@ -174,6 +175,16 @@ class Objective:
     def samples(self) -> int:
         """N, the number of samples."""
         return self.data.count
+
+    @property
+    def program(self) -> Program | None:
+        """The captured model, where the native engine runs it."""
+        return None if self._native is None else self._native.program
+
+    @property
+    def plan(self) -> Plan | None:
+        """How the native engine runs it."""
+        return None if self._native is None else self._native.plan
 
     @property
     def engine(self) -> str:
