@@ -2,8 +2,8 @@
 // lies and which kernels run in which order. Plain int64 records; the field order here is the field
 // order of the dataclasses there.
 //
-// All offsets and pitches count floats. Activations lie channels-last, [sample][row][pixel][channel],
-// in an arena that each thread has for itself.
+// All offsets and pitches count floats. Activations lie channels-last,
+// [sample][row][pixel][channel], in an arena that each thread has for itself.
 
 #pragma once
 
@@ -29,8 +29,20 @@ struct Section {
 };
 
 enum class Activation : Int {
-  none, relu, leaky_relu, hardtanh, elu, gelu, gelu_tanh, silu, tanh, sigmoid, softplus, hardswish,
-  hardsigmoid, affine,
+  none,
+  relu,
+  leaky_relu,
+  hardtanh,
+  elu,
+  gelu,
+  gelu_tanh,
+  silu,
+  tanh,
+  sigmoid,
+  softplus,
+  hardswish,
+  hardsigmoid,
+  affine,
 };
 
 // out = activation(scale[c] * x + shift[c] + residual). Offsets into the point's weights; the
@@ -42,8 +54,21 @@ struct Epilogue {
 };
 
 enum class StepKind : Int {
-  load, convolution, winograd, depthwise, linear, max_pool, average_pool, adaptive_pool, pointwise,
-  binary, pixel_norm, group_norm, move, loss,
+  load,
+  convolution,
+  winograd,
+  depthwise,
+  linear,
+  max_pool,
+  average_pool,
+  adaptive_pool,
+  pointwise,
+  binary,
+  pixel_norm,
+  group_norm,
+  move,
+  loss,
+  narrow,
 };
 
 struct Step {
@@ -74,6 +99,16 @@ struct Winograd : Step {
   Int tiles_at_once;
   Int scratch, input_pitch, output_pitch;  // arena offset; floats per frequency
   Int pool;                                // 1: a 2x2 max-pool of stride 2 follows at once
+};
+
+enum class NarrowPool : Int { none, max, average };
+
+// One input channel, at most eight output channels, stride 1. Weights [kernel position][channel].
+struct Narrow : Step {
+  Int in, out, weights;
+  Epilogue epilogue;
+  Int kernel_h, kernel_w, pad_h, pad_w;
+  NarrowPool pool;  // 2x2 of stride 2, after the activation
 };
 
 // One filter per channel. Weights [kernel position][channel].

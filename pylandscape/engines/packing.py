@@ -68,6 +68,11 @@ def winograd_filters(weight: Tensor, tile: int, pixel_pitch: int, lanes: int) ->
     return torch.cat([panels(matrix, lanes) for matrix in matrices])
 
 
+def narrow_filters(weight: Tensor) -> Tensor:
+    """[kernel position][channel] of filters [channels, 1, h, w], without padding."""
+    return weight.reshape(weight.shape[0], -1).T.reshape(-1)
+
+
 def depthwise_filters(weight: Tensor, lanes: int) -> Tensor:
     """[kernel position][channel] of a filter [channels, 1, h, w]."""
     taps = weight.reshape(weight.shape[0], -1).T

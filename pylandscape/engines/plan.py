@@ -22,7 +22,14 @@ from torch import Tensor
 from pylandscape.engines import packing, records
 from pylandscape.engines.layout import Slot, assign_memory, image_shape, round_up
 from pylandscape.engines.program import Node, NotCovered, Program
-from pylandscape.engines.records import NONE, Activation, BinaryKind, Epilogue, LossKind
+from pylandscape.engines.records import (
+    NONE,
+    Activation,
+    BinaryKind,
+    Epilogue,
+    LossKind,
+    NarrowPool,
+)
 
 State = Mapping[str, Tensor]
 
@@ -36,7 +43,7 @@ MAX_SEGMENTS = 256  # of the segment GEMM
 # Work per output of F(2x2) and F(4x4) with their transforms, against 9 products for direct sums.
 WINOGRAD_COST = {2: 16 / 4 * 1.5, 4: 36 / 16 * 1.4}
 WINOGRAD_CHANNELS = 16
-# Where the maximum may be taken before the function: it is monotone, so both orders agree.
+MAX_NARROW = 8  # output channels of the kernel for one input channel
 _MONOTONE = (Activation.NONE, Activation.RELU)
 
 
@@ -508,6 +515,8 @@ class _Planner:
         reads = [source] + ([residual] if residual is not None else [])
         if depthwise:
             self._depthwise(node, source, value, epilogue, weight)
+        elif residual is None and self._is_narrow(node, self.slots[source]):
+            self._narrow(node, source, value, epilogue, weight)
         elif self._winograd_tile(node, source, group_in):
             self._winograd(node, source, value, epilogue, reads)
         else:
@@ -555,6 +564,31 @@ class _Planner:
             f"conv {kh}x{kw} direct",
         )  # fmt: skip
 
+    def _is_narrow(self, node: Node, source: Slot) -> bool:
+        """One channel in and few out: pixels fill the vectors better than channels do."""
+        out_channels, group_in, *_ = self.shapes[node.tensors["weight"]]
+        return (
+            source.pixel_pitch == group_in == node.attrs["groups"] == 1
+            and out_channels <= min(MAX_NARROW, self.lanes // 2)
+            and node.attrs["stride"] == node.attrs["dilation"] == (1, 1)
+        )
+
+    def _narrow(self, node: Node, source: int, value: int, epilogue: Epilogue, weight: str) -> None:
+        pads = self._conv_halo(node, self.slots[source])
+        (kh, kw), size = node.attrs["kernel"], torch.Size(self.shapes[weight]).numel()
+        weights = self._pack(size, lambda state: packing.narrow_filters(state[weight]))
+        value, pool = self._fuse_pool(value, (NarrowPool.MAX, NarrowPool.AVERAGE))
+        # Its pixels are stored float by float, so they need no padding for a reader of floats.
+        dense = all(self._reads_dense(reader, value) for reader in self.consumers.get(value, []))
+        out = self._add_slot(value, "first", dense=dense and value != self.program.output)
+        self.slots[out].dedicated = not self.slots[out].dense
+        self._draft(
+            [source],
+            out,
+            lambda: records.Narrow(source, out, weights, epilogue, kh, kw, *pads, pool),
+            f"conv {kh}x{kw} narrow" + (f" with {pool.name.lower()} pool 2x2" if pool else ""),
+        )
+
     def _depthwise(
         self, node: Node, source: int, value: int, epilogue: Epilogue, weight: str
     ) -> None:
@@ -596,7 +630,9 @@ class _Planner:
         weight, slot, lanes = node.tensors["weight"], self.slots[source], self.lanes
         out_channels, group_in, *_ = self.shapes[weight]
         tile = self._winograd_tile(node, source, group_in)
-        value, pool = self._fuse_pool(value, epilogue)
+        # the maximum may be taken before a monotone function
+        monotone = epilogue.activation in _MONOTONE and epilogue.residual == NONE
+        value, pool = self._fuse_pool(value, (NarrowPool.MAX,) if monotone else ())
         out = self._add_slot(value, "first")
         result = self.slots[out]
         covered = [n * (2 if pool else 1) for n in (result.height, result.width)]
@@ -626,25 +662,24 @@ class _Planner:
             scratch=frequencies * (in_pitch + out_pitch) + lanes,
         )  # fmt: skip
 
-    def _fuse_pool(self, value: int, epilogue: Epilogue) -> tuple[int, bool]:
+    def _fuse_pool(self, value: int, kinds: tuple[NarrowPool, ...]) -> tuple[int, NarrowPool]:
+        """Takes a pooling of one of `kinds` over 2x2 windows side by side, if it comes next."""
         node = self._sole_consumer(value)
-        fits = (
-            node is not None
-            and node.op == "max_pool"
-            and node.attrs["kernel"] == node.attrs["stride"] == (2, 2)
-            and _paddings(node) == ((0, 0), (0, 0))
-            and node.attrs["dilation"] == (1, 1)
-            and epilogue.residual == NONE
-            and epilogue.activation in _MONOTONE
-        )
-        if not fits:
-            return value, False
-        assert node is not None
+        kind = NarrowPool.NONE
+        if node is not None and node.op in ("max_pool", "avg_pool"):
+            kind = NarrowPool.MAX if node.op == "max_pool" else NarrowPool.AVERAGE
+        if node is None or kind not in kinds:
+            return value, NarrowPool.NONE
         before = image_shape(self.program.values[value].shape, "first")
         after = image_shape(self.program.values[node.output].shape, "first")
-        if after[1:] != (before[1] // 2, before[2] // 2):  # windows that overhang
-            return value, False
-        return self._absorb(node), True
+        plain = (
+            node.attrs["kernel"] == node.attrs["stride"] == (2, 2)
+            and _paddings(node) == ((0, 0), (0, 0))
+            and node.attrs.get("dilation", (1, 1)) == (1, 1)
+            and node.attrs.get("divisor") is None
+            and after[1:] == (before[1] // 2, before[2] // 2)  # no windows that overhang
+        )
+        return (self._absorb(node), kind) if plain else (value, NarrowPool.NONE)
 
     def _columns(self, node: Node) -> Tensor | None:
         """For a flattening in front of a Linear: the feature of each element, if it is one of each.

@@ -34,6 +34,12 @@ class BinaryKind(IntEnum):
     MUL = 2
 
 
+class NarrowPool(IntEnum):
+    NONE = 0
+    MAX = 1
+    AVERAGE = 2
+
+
 class LossKind(IntEnum):
     CROSS_ENTROPY = 0
     BINARY_CROSS_ENTROPY = 1
@@ -187,6 +193,20 @@ class Depthwise(Step):
     pad_w: int
     dilation_h: int
     dilation_w: int
+
+
+@dataclass
+class Narrow(Step):
+    kind, name = 14, "narrow"
+    input: int
+    out: int
+    weights: int
+    epilogue: Epilogue
+    kernel_h: int
+    kernel_w: int
+    pad_h: int
+    pad_w: int
+    pool: int
 
 
 @dataclass
