@@ -6,6 +6,11 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace pylandscape {
 namespace {
 
@@ -69,6 +74,19 @@ Isa isa() {
     chosen.store(level, std::memory_order_relaxed);
   }
   return static_cast<Isa>(level);
+}
+
+bool tiles_supported() {
+#if defined(__x86_64__) && defined(__linux__)
+  constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr long kTileData = 18;               // XFEATURE_XTILEDATA
+  static const bool granted = __builtin_cpu_supports("amx-tile") &&
+                              __builtin_cpu_supports("amx-bf16") &&
+                              syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return granted && isa() == Isa::avx512;
+#else
+  return false;
+#endif
 }
 
 void set_isa(const char* name) {

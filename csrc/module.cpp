@@ -56,6 +56,10 @@ PyObject* set_isa(PyObject*, PyObject* level) {
   Py_RETURN_NONE;
 }
 
+PyObject* tiles_supported(PyObject*, PyObject*) {
+  return PyBool_FromLong(pylandscape::tiles_supported());
+}
+
 PyObject* build(PyObject*, PyObject*) {
 #if defined(__x86_64__)
   constexpr char kCompiled[] = "baseline, avx2, avx512";
@@ -71,6 +75,7 @@ PyMethodDef methods[] = {
     {"isa", isa, METH_NOARGS, "The instruction-set level in use."},
     {"isa_levels", isa_levels, METH_NOARGS, "The levels that this machine can run."},
     {"set_isa", set_isa, METH_O, "Use a level from now on."},
+    {"tiles_supported", tiles_supported, METH_NOARGS, "Whether bfloat16 matrix tiles may be used."},
     {"build", build, METH_NOARGS, "How the binary was built."},
     {nullptr, nullptr, 0, nullptr},
 };

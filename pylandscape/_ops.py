@@ -45,6 +45,7 @@ __all__ = [
     "perturb_random",
     "random_normal",
     "set_isa",
+    "tiles_supported",
 ]
 
 _BLOCK = 1 << 16  # columns that the plain torch code converts to float64 at once
@@ -72,6 +73,11 @@ def set_isa(level: str) -> None:
         ValueError: the level is unknown or this machine cannot run it.
     """
     _C.set_isa(level)
+
+
+def tiles_supported() -> bool:
+    """Whether the processor's bfloat16 matrix tiles (AMX) may be used at the level in use."""
+    return _C.tiles_supported()
 
 
 def build() -> dict[str, str]:

@@ -17,6 +17,10 @@ bool isa_supported(Isa level);
 // machine can run. Throws std::invalid_argument if the variable names no level that it can.
 Isa isa();
 
+// Whether the level in use may work with the processor's matrix tiles in bfloat16 (AMX). The first
+// call asks the operating system for their state.
+bool tiles_supported();
+
 // Uses the level called `name` from now on. Throws like isa().
 void set_isa(const char* name);
 

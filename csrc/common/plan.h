@@ -69,6 +69,8 @@ enum class StepKind : Int {
   move,
   loss,
   narrow,
+  tile_convolution,
+  tile_linear,
 };
 
 struct Step {
@@ -126,6 +128,21 @@ struct Linear : Step {
   Int segments, segment, segment_pitch, outputs, by_pixel;
 };
 
+// The products of a Convolution (one group, whole kernel rows) and of a Linear (of samples) in
+// bfloat16 on matrix tiles. Weights [panel][depth / 2][panel width][2], rounded in place per point.
+struct TileConvolution : Step {
+  Int in, out, weights;
+  Epilogue epilogue;
+  Int kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h;
+  Int scratch, reach;  // arena offset of the rounded input; floats of the input that windows reach
+};
+
+struct TileLinear : Step {
+  Int in, out, weights;
+  Epilogue epilogue;
+  Int depth, outputs, scratch;
+};
+
 struct Pool : Step {
   Int in, out;
   Int kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
@@ -177,6 +194,11 @@ struct Fold {
   Int channels, scale, shift, gamma, beta, bias, mean, inverse_std;
 };
 
+// Weights that a point rounds to bfloat16 in place.
+struct Rounding {
+  Int offset, count;
+};
+
 struct PlanHead {
   Int lanes;           // vector length the weights were packed for
   Int arena;           // floats per thread, without the products
@@ -185,15 +207,16 @@ struct PlanHead {
   // 1: step 0 loads and step 1 is a Linear whose products are formed per direction, not per point.
   // Its weights are the first `tail` floats of a packed vector and are never needed at a point.
   Int linear_first, tail;
-  Int values, sections, folds, steps;
+  Int values, sections, folds, roundings, steps;
 };
 
-// A plan in the int64 numbers it came in: head, values, sections, folds, steps.
+// A plan in the int64 numbers it came in: head, values, sections, folds, roundings, steps.
 struct PlanView {
   const PlanHead* head;
   const Value* values;
   const Section* sections;
   const Fold* folds;
+  const Rounding* roundings;
   const Step* const* steps;
 };
 

@@ -65,6 +65,7 @@ PlanView read_plan(const Int* numbers, Int count, std::vector<const Step*>& step
   take(plan.values, plan.head->values);
   take(plan.sections, plan.head->sections);
   take(plan.folds, plan.head->folds);
+  take(plan.roundings, plan.head->roundings);
   for (Int s = 0; s < plan.head->steps; ++s) {
     const Step* step = nullptr;
     take(step, 1);

@@ -21,7 +21,8 @@ LANES = {"baseline": 4, "avx2": 8, "avx512": 16}
 SECONDS_PER_CALL = 0.25  # between two looks at Ctrl-C and at the progress bar
 SHARING_POINTS = 64  # points per call at least, where they share the products of the first layer
 PROBE_SAMPLES = 32
-TOLERANCE = 1e-4  # of the loss at the centre, native against torch
+# Of the loss at the centre, native against torch, relative.
+TOLERANCE = {"fast": 1e-4, "exact": 1e-4, "bf16": 3e-2}
 
 _ELEMENTWISE = {
     nn.BCEWithLogitsLoss: LossKind.BINARY_CROSS_ENTROPY,
@@ -35,7 +36,7 @@ class NativeEngine:
 
     Args:
         reference: the torch engine of the same objective.
-        precision: `fast` may run 3x3 convolutions in the Winograd domain, `exact` never does.
+        precision: `fast`, `exact` or `bf16`, see `make_plan`.
 
     Raises:
         NotCovered: something in the model, the loss or the data has no kernel.
@@ -44,6 +45,8 @@ class NativeEngine:
     name = "native"
 
     def __init__(self, reference: EagerEngine, precision: str = "fast") -> None:
+        if precision == "bf16" and not _ops.tiles_supported():
+            raise NotCovered("precision 'bf16' needs a processor with bfloat16 matrix tiles (AMX)")
         self.reference, self.space = reference, reference.space
         self.metrics, self._precision = reference.metrics, precision
         self._inputs, self._targets = inputs, targets = self._data()
@@ -56,7 +59,7 @@ class NativeEngine:
             inputs.stride(),
             len(inputs),
             LANES[_ops.isa()],
-            winograd=precision != "exact",
+            precision=precision,
         )
         self._seconds = self._verify()  # of one sample at one point, as last measured
 
@@ -175,7 +178,9 @@ class NativeEngine:
         seconds = time.perf_counter() - start
         outputs = module.outputs(self._inputs[:few])
         expected = self.reference.loss(outputs, self._targets[:few]).values.double().sum()
-        if not torch.allclose(sums[0, 0], expected, rtol=TOLERANCE, atol=1e-6, equal_nan=True):
+        if not torch.allclose(
+            sums[0, 0], expected, rtol=TOLERANCE[self._precision], atol=1e-6, equal_nan=True
+        ):
             raise NotCovered(
                 f"the captured program gives the loss {sums[0, 0] / few:.7g} where the model gives "
                 f"{expected / few:.7g}"

@@ -37,6 +37,15 @@ def vector_room(channels: int, lanes: int) -> int:
     return round_up(channels, lanes) + 2 * lanes
 
 
+def pair_panels(panel_weights: Tensor, depth: int, lanes: int) -> Tensor:
+    """Panels [depth][width] reordered to [depth / 2][width][2], as matrix tiles read bfloat16."""
+    parts = []
+    for panel in panel_weights.split(2 * lanes * depth):
+        pairs = panel.reshape(depth // 2, 2, -1)
+        parts.append(pairs.transpose(1, 2).reshape(-1))
+    return torch.cat(parts)
+
+
 def _in_2d(weight: Tensor) -> Tensor:
     """Filters of a conv1d as filters of height 1."""
     return weight if weight.ndim == 4 else weight.unsqueeze(2)

@@ -43,6 +43,7 @@ MAX_SEGMENTS = 256  # of the segment GEMM
 # Work per output of F(2x2) and F(4x4) with their transforms, against 9 products for direct sums.
 WINOGRAD_COST = {2: 16 / 4 * 1.5, 4: 36 / 16 * 1.4}
 WINOGRAD_CHANNELS = 16
+TILE_ROWS = 16  # of the processor's bfloat16 tiles
 MAX_NARROW = 8  # output channels of the kernel for one input channel
 _MONOTONE = (Activation.NONE, Activation.RELU)
 
@@ -91,19 +92,20 @@ def make_plan(
     input_strides: tuple[int, ...],
     samples: int,
     lanes: int,
-    winograd: bool = True,
+    precision: str = "fast",
 ) -> Plan:
     """Plans `program` for data with `input_strides` and machines with vectors of `lanes` floats.
 
     Args:
         shapes: of the model's tensors by name.
         samples: N, which limits the block.
-        winograd: whether 3x3 convolutions may run in the Winograd domain.
+        precision: `fast` - float32, 3x3 convolutions in the Winograd domain where that is less work;
+            `exact` - never that; `bf16` - products in bfloat16 on matrix tiles, sums in float32.
 
     Raises:
         NotCovered: what the program asks for has no kernel.
     """
-    return _Planner(program, shapes, loss, input_strides, samples, lanes, winograd).plan()
+    return _Planner(program, shapes, loss, input_strides, samples, lanes, precision).plan()
 
 
 @dataclass
@@ -114,7 +116,7 @@ class _Draft:
     writes: int | None
     make: Callable[[], records.Step]
     label: str
-    scratch: int = 0  # floats
+    scratch: Callable[[], int] = lambda: 0  # floats
 
 
 class _Planner:
@@ -126,11 +128,11 @@ class _Planner:
         input_strides: tuple[int, ...],
         samples: int,
         lanes: int,
-        winograd: bool,
+        precision: str,
     ) -> None:
         self.program, self.shapes, self.loss = program, shapes, loss
         self.input_strides, self.samples = input_strides, samples
-        self.lanes, self.winograd = lanes, winograd
+        self.lanes, self.precision = lanes, precision
         self.consumers: dict[int, list[Node]] = {}
         for node in program.nodes:
             for value in node.inputs:
@@ -139,6 +141,7 @@ class _Planner:
         self.slot_of: dict[int, dict[str, int]] = {}  # program value: {order: slot}
         self.drafts: list[_Draft] = []
         self.folds: list[records.Fold] = []
+        self.roundings: list[records.Rounding] = []
         self.packs: list[tuple[int, Callable[[State], Tensor]]] = []
         self.packed = self.folded = 0
         # constants 0 to 2 serve activations without parameters
@@ -165,6 +168,7 @@ class _Planner:
     def _finish(self) -> Plan:
         boundary = self._boundary()
         block, sub_block = self._choose_blocks(boundary)
+        self.block = block
         room = {True: block, False: sub_block}
         arena = assign_memory([s for s in self.slots if s.first_step >= 0], room)
         scratch = round_up(arena, 16)
@@ -177,7 +181,7 @@ class _Planner:
         linear_first = self._starts_linear(steps)
         head = records.Head(
             lanes=self.lanes,
-            arena=scratch + max(draft.scratch for draft in self.drafts),
+            arena=scratch + max(draft.scratch() for draft in self.drafts),
             block=block,
             packed=self.packed,
             folded=self.folded,
@@ -186,12 +190,14 @@ class _Planner:
             values=len(self.slots),
             sections=len(sections),
             folds=len(self.folds),
+            roundings=len(self.roundings),
             steps=len(steps),
         )
         parts: list[Any] = [head, *(s.record() for s in self.slots), *sections]
         for fold in self.folds:  # the folded vectors stand behind the packed ones
             fold.scale, fold.shift = fold.scale + self.packed, fold.shift + self.packed
             parts.append(fold)
+        parts += self.roundings
         flat = [n for part in parts for n in records.numbers(part)]
         for step in steps:
             epilogue = getattr(step, "epilogue", None)
@@ -359,7 +365,7 @@ class _Planner:
         writes: int | None,
         make: Callable[[], records.Step],
         label: str,
-        scratch: int = 0,
+        scratch: Callable[[], int] = lambda: 0,
     ) -> None:
         self.drafts.append(_Draft(reads, writes, make, label, scratch))
 
@@ -517,6 +523,8 @@ class _Planner:
             self._depthwise(node, source, value, epilogue, weight)
         elif residual is None and self._is_narrow(node, self.slots[source]):
             self._narrow(node, source, value, epilogue, weight)
+        elif self._fits_tiles(node, source):
+            self._tile_convolution(node, source, value, epilogue, reads)
         elif self._winograd_tile(node, source, group_in):
             self._winograd(node, source, value, epilogue, reads)
         else:
@@ -589,6 +597,52 @@ class _Planner:
             f"conv {kh}x{kw} narrow" + (f" with {pool.name.lower()} pool 2x2" if pool else ""),
         )
 
+    def _fits_tiles(self, node: Node, source: int) -> bool:
+        """Whether a product may run in bfloat16 on tiles: whole vectors of input channels."""
+        a, slot = node.attrs, self.slots[source]
+        plain = node.op == "linear" or (a["groups"] == 1 and a["dilation"][1] == 1)
+        return self.precision == "bf16" and plain and slot.pixel_pitch % 16 == 0
+
+    def _pack_pairs(self, size: int, depth: int, make: Callable[[State], Tensor]) -> int:
+        """Packs panels for tiles; every point rounds them."""
+        offset = self._pack(size, lambda state: packing.pair_panels(make(state), depth, self.lanes))
+        self.roundings.append(records.Rounding(offset, size))
+        return offset
+
+    def _tile_convolution(
+        self, node: Node, source: int, value: int, epilogue: Epilogue, reads: list[int]
+    ) -> None:
+        weight, slot, lanes = node.tensors["weight"], self.slots[source], self.lanes
+        (kh, kw), (sh, sw), dilation = (node.attrs[n] for n in ("kernel", "stride", "dilation"))
+        pads, pitch = self._conv_halo(node, slot), slot.pixel_pitch
+        depth = kh * kw * pitch
+        weights = self._pack_pairs(
+            round_up(self.shapes[weight][0], lanes) * depth,
+            depth,
+            lambda state: packing.direct_filters(state[weight], 1, pitch, True, lanes),
+        )
+        out = self._add_slot(value, "first")
+        result = self.slots[out]
+
+        def reach() -> int:  # from the first to the last float that a window covers
+            rows = (result.height - 1) * sh + (kh - 1) * dilation[0]
+            pixels = (result.width - 1) * sw + kw
+            return round_up(rows * slot.row_pitch + pixels * pitch, 16)
+
+        def scratch() -> int:  # two bfloat16 to a float; idle tile rows read on behind the end
+            return (reach() + 2 * TILE_ROWS * sw * pitch) // 2 + 32
+
+        self._draft(
+            reads,
+            out,
+            lambda: records.TileConvolution(
+                source, out, weights, epilogue, kh, kw, sh, sw, *pads, dilation[0],
+                self.scratch_offset, reach(),
+            ),
+            f"conv {kh}x{kw} bfloat16",
+            scratch=scratch,
+        )  # fmt: skip
+
     def _depthwise(
         self, node: Node, source: int, value: int, epilogue: Epilogue, weight: str
     ) -> None:
@@ -613,7 +667,12 @@ class _Planner:
         """2 or 4 where the Winograd domain takes less work than direct sums, else 0."""
         a = node.attrs
         simple = a["kernel"] == (3, 3) and a["stride"] == (1, 1) and a["dilation"] == (1, 1)
-        if not (self.winograd and simple and a["groups"] == 1 and group_in >= WINOGRAD_CHANNELS):
+        if not (
+            self.precision == "fast"
+            and simple
+            and a["groups"] == 1
+            and group_in >= WINOGRAD_CHANNELS
+        ):
             return 0
         _, height, width = image_shape(self.program.values[node.output].shape, "first")
 
@@ -659,7 +718,7 @@ class _Planner:
                 self.scratch_offset, in_pitch, out_pitch, pool,
             ),
             f"conv 3x3 Winograd F({tile}x{tile})" + (" with max_pool 2x2" if pool else ""),
-            scratch=frequencies * (in_pitch + out_pitch) + lanes,
+            scratch=lambda: frequencies * (in_pitch + out_pitch) + lanes,
         )  # fmt: skip
 
     def _fuse_pool(self, value: int, kinds: tuple[NarrowPool, ...]) -> tuple[int, NarrowPool]:
@@ -714,10 +773,20 @@ class _Planner:
             return room.reshape(-1)
 
         depth = (1 if by_pixel else slot.height * slot.width) * slot.pixel_pitch
-        weights = self._pack(
-            round_up(outputs, lanes) * depth,
-            lambda state: packing.linear_weights(state[weight], columns(), lanes),
+        size = round_up(outputs, lanes) * depth
+
+        def panels(state: State) -> Tensor:
+            return packing.linear_weights(state[weight], columns(), lanes)
+
+        # A Linear that comes first is formed per direction, in float32 and once for all points.
+        on_tiles = (
+            self._fits_tiles(node, source)
+            and not by_pixel
+            and depth % 16 == 0
+            and self.packed > 0
+            and self._is_sole_reader(node)
         )
+        weights = self._pack_pairs(size, depth, panels) if on_tiles else self._pack(size, panels)
         if weights == 0:
             self._first_linear_size = self.packed
         bias = self._pack_vector(node.tensors.get("bias"))
@@ -725,6 +794,10 @@ class _Planner:
         out = self._add_slot(value, "last" if by_pixel else "first")
 
         def make() -> records.Step:
+            if on_tiles:
+                return records.TileLinear(
+                    source, out, weights, epilogue, depth, outputs, self.scratch_offset
+                )
             if by_pixel:
                 segments = (1, slot.pixel_pitch, 0)
             elif slot.left == slot.right == 0:
@@ -734,7 +807,16 @@ class _Planner:
             return records.Linear(source, out, weights, epilogue, *segments, outputs, by_pixel)
 
         reads = [source] + ([residual] if residual is not None else [])
-        self._draft(reads, out, make, f"linear {inputs} -> {outputs}")
+        label = f"linear {inputs} -> {outputs}" + (" bfloat16" if on_tiles else "")
+        rows = (lambda: self.block + 2 * TILE_ROWS) if on_tiles else (lambda: 0)
+        self._draft(reads, out, make, label, scratch=lambda: rows() * depth // 2 + 32)
+
+    def _is_sole_reader(self, node: Node) -> bool:
+        """Whether nothing else reads what a Linear reads, so that it has no halo."""
+        value = node.inputs[0]
+        producer = next((n for n in self.program.nodes if n.output == value), None)
+        flattened = producer.inputs if producer is not None and producer.op == "reindex" else ()
+        return all(len(self.consumers[v]) == 1 for v in (value, *flattened))
 
     def _linear_source(self, node: Node, inputs: int) -> tuple[int, Tensor]:
         """The slot a Linear reads, and the feature that each of its elements (torch order) is."""

@@ -92,6 +92,12 @@ class Fold:
 
 
 @dataclass
+class Rounding:
+    offset: int
+    count: int
+
+
+@dataclass
 class Head:
     lanes: int
     arena: int
@@ -103,6 +109,7 @@ class Head:
     values: int
     sections: int
     folds: int
+    roundings: int
     steps: int
 
 
@@ -207,6 +214,36 @@ class Narrow(Step):
     pad_h: int
     pad_w: int
     pool: int
+
+
+@dataclass
+class TileConvolution(Step):
+    kind, name = 15, "bfloat16 tiles"
+    input: int
+    out: int
+    weights: int
+    epilogue: Epilogue
+    kernel_h: int
+    kernel_w: int
+    stride_h: int
+    stride_w: int
+    pad_h: int
+    pad_w: int
+    dilation_h: int
+    scratch: int
+    reach: int
+
+
+@dataclass
+class TileLinear(Step):
+    kind, name = 16, "bfloat16 tiles"
+    input: int
+    out: int
+    weights: int
+    epilogue: Epilogue
+    depth: int
+    outputs: int
+    scratch: int
 
 
 @dataclass
