@@ -87,7 +87,6 @@ def interpolate(
     origin = torch.zeros_like(vectors[0])
 
     values: dict[str, Tensor] = {}
-    attrs = _attributes(objective, policy, vectors)
     objectives = {"": objective} | ({} if test is None else {"test_": test})
     with progress_bar(resolution * len(objectives), "interpolation", show=progress) as bar:
         for prefix, where in objectives.items():
@@ -100,11 +99,13 @@ def interpolate(
                 found = where.evaluate_along(origin, ends, shares, buffers=buffers, bar=bar)
             except Interrupted as stop:
                 values |= {prefix + name: value for name, value in stop.values.items()}
+                attrs = _attributes(objective, policy, vectors)
                 stop.surface = _dataset(alpha, values, attrs)
                 stop.surface["evaluated"] = ("alpha", np.arange(resolution) < stop.done)
                 raise
             values |= {prefix + name: value for name, value in found.items()}
-    return _dataset(alpha, values, attrs)
+    # only now does the objective know which engine it used
+    return _dataset(alpha, values, _attributes(objective, policy, vectors))
 
 
 def _policy(objective: Objective, batchnorm: str | None) -> str:
