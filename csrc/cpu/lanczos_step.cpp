@@ -33,7 +33,7 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr std::uint64_t kTileBytes = 1 << 19;  // of the basis; half of a small L2 cache
+constexpr std::uint64_t kTileBytes = 1 << 18;  // of the basis; larger tiles were slower here
 constexpr std::uint64_t kMinColumns = 256;
 constexpr std::uint64_t kMaxColumns = 4096;
 
