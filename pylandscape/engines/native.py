@@ -1,4 +1,4 @@
-"""The native engine: a Program planned for the machine's vector unit and run by compiled kernels."""
+"""The native engine: a Program planned for the machine's vectors and run by compiled kernels."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,7 @@ from pylandscape import _ops
 from pylandscape.engines.capture import capture
 from pylandscape.engines.eager import MOMENTS, EagerEngine
 from pylandscape.engines.module import Buffers
-from pylandscape.engines.plan import LossSpec, Plan, make_plan
+from pylandscape.engines.plan import LossSpec, make_plan
 from pylandscape.engines.points import Points
 from pylandscape.engines.program import NotCovered, Program
 from pylandscape.engines.records import LossKind
@@ -21,6 +21,7 @@ LANES = {"baseline": 4, "avx2": 8, "avx512": 16}
 SECONDS_PER_CALL = 0.25  # between two looks at Ctrl-C and at the progress bar
 SHARING_POINTS = 64  # points per call at least, where they share the products of the first layer
 PROBE_SAMPLES = 32
+LARGEST = 1e38  # of what the kernels form; a third of the largest float32
 # Of the loss at the centre, native against torch, relative.
 TOLERANCE = {"fast": 1e-4, "exact": 1e-4, "bf16": 3e-2}
 
@@ -83,14 +84,18 @@ class NativeEngine:
             yield from self._checked(points, packed, points.coordinates)
 
     def _checked(self, points: Points, packed: Tensor, coordinates: Tensor) -> Iterator[Tensor]:
-        """Native sums, and torch's for the points where they are not finite.
+        """Native sums, or torch's for points that are not finite, in parameters or in sums.
 
-        The kernels keep NaN and inf, but Winograd's differences may turn an inf into NaN.
+        What NaN and inf become depends on the order of the operations: inf - inf is NaN, and a
+        saturated activation makes a finite number of inf. Only torch gives torch's answer.
         """
-        sums = self._native(packed, coordinates.float().contiguous())
-        for k, row in enumerate(sums):
-            if bool(torch.isfinite(row).all()):
-                yield self._moments_from(row)
+        coordinates = coordinates.float().contiguous()
+        finite = _finite_points(packed, coordinates)
+        native = self._native(packed, coordinates[finite])
+        for k, is_finite in enumerate(finite.tolist()):
+            sums = next(native) if is_finite else None
+            if sums is not None and bool(torch.isfinite(sums).all()):
+                yield self._moments_from(sums)
             elif points.directions is None or points.coordinates is None:
                 yield from self.reference.moments(points)
             else:
@@ -145,9 +150,8 @@ class NativeEngine:
     def _data(self) -> tuple[Tensor, Tensor]:
         samples = self.reference.module.samples
         if self.reference.module.norms and self.reference.module.batchnorm != "frozen":
-            raise NotCovered(
-                f"BatchNorm under the policy {self.reference.module.batchnorm!r} has no native kernel"
-            )
+            policy = self.reference.module.batchnorm
+            raise NotCovered(f"BatchNorm under the policy {policy!r} has no native kernel")
         if samples.device.type != "cpu":
             raise NotCovered(f"the native engine runs on the CPU, not on {samples.device.type}")
         if samples.dtype != torch.float32:
@@ -157,6 +161,8 @@ class NativeEngine:
         inputs, targets = next(iter(samples.batches(samples.count)))
         if not (isinstance(inputs, Tensor) and isinstance(targets, Tensor)):
             raise NotCovered("the native engine needs one tensor of inputs and one of targets")
+        if not bool(inputs.sum(dtype=torch.float64).isfinite()):
+            raise NotCovered("the inputs hold NaN or inf")
         return inputs, (targets if targets.is_floating_point() else targets.long()).contiguous()
 
     def _verify(self) -> float:
@@ -186,6 +192,16 @@ class NativeEngine:
                 f"{expected / few:.7g}"
             )
         return seconds / few
+
+
+def _finite_points(packed: Tensor, coordinates: Tensor) -> Tensor:
+    """Whether the parameters of each point are finite, also in the Winograd domain: bool [K].
+
+    By an upper bound, the sum of absolute values.
+    """
+    norms = torch.linalg.vector_norm(packed, 1, dim=1, dtype=torch.float64)
+    bounds = norms[0] + coordinates.abs().double() @ norms[1:]
+    return bounds < LARGEST
 
 
 def loss_spec(program: Program, reference: EagerEngine, targets: Tensor) -> LossSpec:
