@@ -82,9 +82,9 @@ class Objective:
             no kernel (`pl.explain` tells what); `auto` takes the native one for lines, planes and
             grids where it can, and says so once where it cannot. Derivatives run through PyTorch.
         precision: of the native engine. `fast` runs 3x3 convolutions in the Winograd domain, with
-            an error of the loss of about 1e-7; `exact` forms the same sums as PyTorch; `bf16` rounds
-            the factors of convolutions and linear layers to bfloat16 (an error of about 1e-3) for
-            the matrix tiles of processors that have them.
+            an error of the loss of about 1e-7; `exact` forms the same sums as PyTorch; `bf16`
+            rounds the factors of convolutions and linear layers to bfloat16 (an error of about
+            1e-3) for the matrix tiles of processors that have them.
         dtype: precision of parameters, data and results; default that of the model's parameters.
         batch_size: samples per forward pass; the default fits the device.
         samples: use a random subset of so many samples, drawn without replacement.

@@ -18,7 +18,8 @@ class Slot:
     """One activation of a plan.
 
     `order` tells what the channels are: the first dimension of torch's shape (`first`, as for
-    convolutions) or the last (`last`, as for linear layers). A `dense` slot has no padding channels.
+    convolutions) or the last (`last`, as for linear layers). A `dense` slot has no padding
+    channels.
     `first_step` writes it, `last_step` reads it last.
     """
 

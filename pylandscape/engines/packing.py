@@ -52,7 +52,7 @@ def _in_2d(weight: Tensor) -> Tensor:
 
 
 def panels(matrix: Tensor, lanes: int) -> Tensor:
-    """[outputs, depth] as panels of two vectors (the last may be one) of outputs: [depth][width]."""
+    """[outputs, depth] as panels of two vectors (the last perhaps one) of outputs [depth][width]."""
     outputs = round_up(matrix.shape[0], lanes)
     columns = padded(matrix.T, outputs)
     return torch.cat([part.reshape(-1) for part in columns.split(2 * lanes, dim=1)])
@@ -61,7 +61,7 @@ def panels(matrix: Tensor, lanes: int) -> Tensor:
 def direct_filters(
     weight: Tensor, groups: int, pixel_pitch: int, by_row: bool, lanes: int
 ) -> Tensor:
-    """[group][panel][kernel row, column, channel][width] of filters [out, in / groups, h, w]."""
+    """[group][panel][kernel row, column, channel][width] of filters [out, in / group, h, w]."""
     taps = _in_2d(weight).permute(0, 2, 3, 1)
     if by_row:
         taps = padded(taps, pixel_pitch)
