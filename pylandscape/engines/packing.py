@@ -52,7 +52,7 @@ def _in_2d(weight: Tensor) -> Tensor:
 
 
 def panels(matrix: Tensor, lanes: int) -> Tensor:
-    """[outputs, depth] as panels of two vectors (the last perhaps one) of outputs [depth][width]."""
+    """[outputs, depth] as panels [depth][width] of two vectors of outputs, the last perhaps one."""
     outputs = round_up(matrix.shape[0], lanes)
     columns = padded(matrix.T, outputs)
     return torch.cat([part.reshape(-1) for part in columns.split(2 * lanes, dim=1)])
