@@ -22,6 +22,12 @@ _recorded: dict[str, dict[str, Any]] = {}  # benchmark file -> test -> figures
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--record", action="store_true", help="write bench/results/<benchmark>.json")
+    parser.addoption("--threads", type=int, help="threads of torch, all cores by default")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if threads := config.getoption("--threads"):
+        torch.set_num_threads(threads)
 
 
 def interleaved(candidates: Mapping[str, Candidate], repeats: int) -> dict[str, float]:

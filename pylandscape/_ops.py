@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pylandscape._checks import require, show
+from pylandscape._checks import show
 
 try:
     from pylandscape import _C
@@ -119,14 +119,16 @@ def perturb(
         [[1.0, 2.0], [3.0, -8.0]]
     """
     size = _vector_size("perturb", "center", center)
-    require(
-        directions.ndim == 2
-        and directions.shape[0] >= 1
-        and directions.shape[1] == size
-        and _alike(directions, center),
-        f"perturb: directions must have shape [D, {size}] with D >= 1, {center.dtype} on "
-        f"{center.device} like the center, got {show(directions)} on {directions.device}.",
-    )
+    if (
+        directions.ndim != 2
+        or directions.shape[0] < 1
+        or directions.shape[1] != size
+        or not _alike(directions, center)
+    ):
+        raise ValueError(
+            f"perturb: directions must have shape [D, {size}] with D >= 1, {center.dtype} on "
+            f"{center.device} like the center, got {show(directions)} on {directions.device}."
+        )
     coordinates = _coordinates(center, coordinates, len(directions))
     points = _points(center, coordinates, out)
     with torch.no_grad():
@@ -174,10 +176,10 @@ def perturb_random(
     _vector_size("perturb_random", "center", center)
     seeds = _seeds("perturb_random", seeds)
     filter_table = _table("perturb_random", filter_table)
-    require(
-        scales.ndim == 2 and len(scales) == len(seeds) and scales.is_floating_point(),
-        f"perturb_random: scales must be real of shape [{len(seeds)}, F], got {show(scales)}.",
-    )
+    if scales.ndim != 2 or len(scales) != len(seeds) or not scales.is_floating_point():
+        raise ValueError(
+            f"perturb_random: scales must be real of shape [{len(seeds)}, F], got {show(scales)}."
+        )
     coordinates = _coordinates(center, coordinates, len(seeds))
     points = _points(center, coordinates, out)
     scales = scales.to("cpu", torch.float64).contiguous()
@@ -298,7 +300,8 @@ def random_normal(seeds: Tensor | int, size: int) -> Tensor:
         True
     """
     streams = _seeds("random_normal", seeds)
-    require(size >= 0, f"random_normal: size must be at least 0, got {size}.")
+    if size < 0:
+        raise ValueError(f"random_normal: size must be at least 0, got {size}.")
     numbers = torch.ops.pylandscape.random_normal(streams, size)
     return numbers[0] if isinstance(seeds, int) else numbers
 
@@ -373,23 +376,25 @@ def lanczos_step(
         ([2.3333, 2.8095, 1.8571], True)
     """
     size = _vector_size("lanczos_step", "product", product)
-    require(
-        product.dtype in (torch.float32, torch.float64) and product.is_contiguous(),
-        f"lanczos_step: product must be contiguous, float32 or float64, got {show(product)}.",
-    )
-    require(
-        basis.ndim == 2
-        and basis.shape[1] == size
-        and basis.is_contiguous()
-        and _alike(basis, product),
-        f"lanczos_step: basis must be contiguous of shape [M, {size}], {product.dtype} on "
-        f"{product.device} like the product, got {show(basis)} on {basis.device}.",
-    )
-    require(
-        0 <= row <= len(basis) - 2,
-        f"lanczos_step: row must be from 0 to {len(basis) - 2} for a basis of {len(basis)} rows, "
-        f"got {row}.",
-    )
+    if product.dtype not in (torch.float32, torch.float64) or not product.is_contiguous():
+        raise ValueError(
+            f"lanczos_step: product must be contiguous, float32 or float64, got {show(product)}."
+        )
+    if (
+        basis.ndim != 2
+        or basis.shape[1] != size
+        or not basis.is_contiguous()
+        or not _alike(basis, product)
+    ):
+        raise ValueError(
+            f"lanczos_step: basis must be contiguous of shape [M, {size}], {product.dtype} on "
+            f"{product.device} like the product, got {show(basis)} on {basis.device}."
+        )
+    if not 0 <= row <= len(basis) - 2:
+        raise ValueError(
+            f"lanczos_step: row must be from 0 to {len(basis) - 2} for a basis of {len(basis)} "
+            f"rows, got {row}."
+        )
     if tolerance is None:
         tolerance = 10 * torch.finfo(product.dtype).eps
     with torch.no_grad():
@@ -490,19 +495,17 @@ def _alike(a: Tensor, b: Tensor) -> bool:
 
 
 def _vector_size(function: str, name: str, vector: Tensor) -> int:
-    require(
-        vector.ndim == 1 and vector.is_floating_point(),
-        f"{function}: {name} must be a real vector [P], got {show(vector)}.",
-    )
+    if vector.ndim != 1 or not vector.is_floating_point():
+        raise ValueError(f"{function}: {name} must be a real vector [P], got {show(vector)}.")
     return vector.numel()
 
 
 def _coordinates(center: Tensor, coordinates: Tensor, count: int) -> Tensor:
-    require(
-        coordinates.ndim == 2 and coordinates.shape[1] == count,
-        f"perturb: coordinates must have shape [K, {count}], a column per direction, got "
-        f"{show(coordinates)}.",
-    )
+    if coordinates.ndim != 2 or coordinates.shape[1] != count:
+        raise ValueError(
+            f"perturb: coordinates must have shape [K, {count}], a column per direction, got "
+            f"{show(coordinates)}."
+        )
     return coordinates.to(center.device, center.dtype).contiguous()
 
 
@@ -510,26 +513,25 @@ def _points(center: Tensor, coordinates: Tensor, out: Tensor | None) -> Tensor:
     shape = (len(coordinates), center.numel())
     if out is None:
         return center.new_empty(shape)
-    require(
-        out.shape == shape and out.is_contiguous() and _alike(out, center),
-        f"perturb: out must be contiguous of shape {list(shape)}, {center.dtype} on "
-        f"{center.device} like the center, got {show(out)} on {out.device}.",
-    )
+    if out.shape != shape or not out.is_contiguous() or not _alike(out, center):
+        raise ValueError(
+            f"perturb: out must be contiguous of shape {list(shape)}, {center.dtype} on "
+            f"{center.device} like the center, got {show(out)} on {out.device}."
+        )
     return out
 
 
 def _seeds(function: str, seeds: Tensor | int) -> Tensor:
     streams = torch.tensor([seeds]) if isinstance(seeds, int) else seeds.cpu()
-    require(
-        streams.ndim == 1 and streams.dtype == torch.int64,
-        f"{function}: seeds must be int64 of shape [D], got {show(streams)}.",
-    )
+    if streams.ndim != 1 or streams.dtype != torch.int64:
+        raise ValueError(f"{function}: seeds must be int64 of shape [D], got {show(streams)}.")
     return streams.contiguous()
 
 
 def _table(function: str, filter_table: Tensor) -> Tensor:
-    require(
-        filter_table.ndim == 2 and filter_table.shape[1] == 4 and filter_table.dtype == torch.int64,
-        f"{function}: filter_table must be int64 of shape [T, 4], got {show(filter_table)}.",
-    )
-    return filter_table.cpu().contiguous()
+    table = filter_table
+    if table.ndim != 2 or table.shape[1] != 4 or table.dtype != torch.int64:
+        raise ValueError(
+            f"{function}: filter_table must be int64 of shape [T, 4], got {show(table)}."
+        )
+    return table.cpu().contiguous()

@@ -39,14 +39,12 @@ void perturb_stored(const Tensor& points, const Tensor& center, const Tensor& di
   const T* d = directions.const_data_ptr<T>();
   const T* c = coordinates.const_data_ptr<T>();
   T* out = points.mutable_data_ptr<T>();
-  const auto kernel = PYLANDSCAPE_DISPATCH(perturb_row<T>);
+  const auto kernel = PYLANDSCAPE_DISPATCH(perturb_block<T>);
   parallel_blocks(divide_up(size, kBlock), [&](std::int64_t first, std::int64_t last) {
     for (std::int64_t begin = first * kBlock; begin < std::min(last * kBlock, size);
          begin += kBlock) {
       const std::int64_t columns = std::min(kBlock, size - begin);
-      for (std::int64_t k = 0; k < rows; ++k) {
-        kernel(w + begin, d + begin, size, count, c + k * count, out + k * size + begin, columns);
-      }
+      kernel(w + begin, d + begin, size, count, c, rows, out + begin, size, columns);
     }
   });
 }
@@ -62,7 +60,7 @@ void perturb_generated(const Tensor& points, const Tensor& center, const Tensor&
   const double* scale = scales.const_data_ptr<double>();
   const T* c = coordinates.const_data_ptr<T>();
   T* out = points.mutable_data_ptr<T>();
-  const auto kernel = PYLANDSCAPE_DISPATCH(perturb_row<T>);
+  const auto kernel = PYLANDSCAPE_DISPATCH(perturb_block<T>);
   const auto generate = PYLANDSCAPE_DISPATCH(scaled_normals<T>);
   parallel_blocks(divide_up(size, kBlock), [&](std::int64_t first, std::int64_t last) {
     std::vector<float> normals(kBlock + kNormalPadding);
@@ -76,10 +74,7 @@ void perturb_generated(const Tensor& points, const Tensor& center, const Tensor&
         generate(static_cast<std::uint64_t>(seed[j]), begin, columns, tensor,
                  scale + j * table.filters, normals.data(), directions.data() + j * kBlock);
       }
-      for (std::int64_t k = 0; k < rows; ++k) {
-        kernel(w + begin, directions.data(), kBlock, count, c + k * count, out + k * size + begin,
-               columns);
-      }
+      kernel(w + begin, directions.data(), kBlock, count, c, rows, out + begin, size, columns);
     }
   });
 }
