@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import interleaved, rounded
 from digits import mnist
 from networks import mlp, small
+from timing import interleaved, rounded
 from torch import nn
 
 import pylandscape as pl

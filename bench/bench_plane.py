@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import interleaved, rounded
 from digits import images, mnist
 from networks import big, lenet5, mlp, resnet20, small, trained
 from pytorch_loop import Loop, loops, peers_loop
+from timing import interleaved, rounded
 from torch import Tensor, nn
 
 import pylandscape as pl

@@ -2,21 +2,18 @@
 
 import json
 import platform
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from timing import Candidate, interleaved, rounded
 
 from pylandscape import _ops
 from pylandscape._version import __version__
 
 RESULTS = Path(__file__).parent / "results"
-SHORTEST = 2e-3  # seconds; what takes less is repeated within one reading of the clock
-
-Candidate = Callable[[], object]
 _recorded: dict[str, dict[str, Any]] = {}  # benchmark file -> test -> figures
 
 
@@ -28,27 +25,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if threads := config.getoption("--threads"):
         torch.set_num_threads(threads)
-
-
-def interleaved(candidates: Mapping[str, Candidate], repeats: int) -> dict[str, float]:
-    """The least seconds per call of each candidate over rounds in which every one has its turn.
-
-    What disturbs a machine then disturbs all, and the minimum is what each can do undisturbed.
-    """
-    calls = {}
-    for name, candidate in candidates.items():
-        candidate()  # compile, touch memory
-        start = time.perf_counter()
-        candidate()
-        calls[name] = max(1, int(SHORTEST / (time.perf_counter() - start)))
-    least = dict.fromkeys(candidates, float("inf"))
-    for _ in range(repeats):
-        for name, candidate in candidates.items():
-            start = time.perf_counter()
-            for _ in range(calls[name]):
-                candidate()
-            least[name] = min(least[name], (time.perf_counter() - start) / calls[name])
-    return least
 
 
 def cpu_name() -> str:
@@ -126,7 +102,3 @@ def _record(request: pytest.FixtureRequest) -> Iterator[None]:
         for stem, results in _recorded.items():
             text = json.dumps({"machine": machine(), "results": results}, indent=1)
             (RESULTS / f"{stem}.json").write_text(text + "\n")
-
-
-def rounded(value: float) -> float:
-    return float(f"{value:.4g}")
