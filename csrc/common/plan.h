@@ -83,6 +83,9 @@ struct Load : Step {
   Int out, channel_stride, row_stride, pixel_stride;
 };
 
+// A pooling over 2x2 windows side by side, done on values that were just made.
+enum class FusedPool : Int { none, max, average };
+
 // Direct convolution by the segment GEMM. Weights [group][panel][segment][k][panel width].
 struct Convolution : Step {
   Int in, out, weights;
@@ -90,6 +93,8 @@ struct Convolution : Step {
   Int kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
   Int groups, group_in, group_out;
   Int by_row;  // 1: a segment is a kernel row of all stored channels; 0: one kernel position
+  FusedPool pool;
+  Int scratch;  // arena offset of two rows, where there is a pooling
 };
 
 // 3x3, stride 1, in the Winograd domain. Weights [frequency][panel][k][panel width].
@@ -103,14 +108,12 @@ struct Winograd : Step {
   Int pool;                                // 1: a 2x2 max-pool of stride 2 follows at once
 };
 
-enum class NarrowPool : Int { none, max, average };
-
 // One input channel, at most eight output channels, stride 1. Weights [kernel position][channel].
 struct Narrow : Step {
   Int in, out, weights;
   Epilogue epilogue;
   Int kernel_h, kernel_w, pad_h, pad_w;
-  NarrowPool pool;  // 2x2 of stride 2, after the activation
+  FusedPool pool;
 };
 
 // One filter per channel. Weights [kernel position][channel].

@@ -14,7 +14,7 @@ from torch import Tensor
 from pylandscape.engines import packing, records
 from pylandscape.engines.layout import Slot, image_shape, round_up
 from pylandscape.engines.program import Node, Program
-from pylandscape.engines.records import NONE, Activation, Epilogue, NarrowPool
+from pylandscape.engines.records import NONE, Activation, Epilogue, FusedPool
 
 State = Mapping[str, Tensor]
 
@@ -269,14 +269,14 @@ class Lowering:
         same = self.program.values[value].shape == self.program.values[alike].shape
         return same and value in self.slot_of
 
-    def fuse_pool(self, value: int, kinds: tuple[NarrowPool, ...]) -> tuple[int, NarrowPool]:
+    def fuse_pool(self, value: int, kinds: tuple[FusedPool, ...]) -> tuple[int, FusedPool]:
         """Takes a pooling of one of `kinds` over 2x2 windows side by side, if it comes next."""
         node = self.sole_consumer(value)
-        kind = NarrowPool.NONE
+        kind = FusedPool.NONE
         if node is not None and node.op in ("max_pool", "avg_pool"):
-            kind = NarrowPool.MAX if node.op == "max_pool" else NarrowPool.AVERAGE
+            kind = FusedPool.MAX if node.op == "max_pool" else FusedPool.AVERAGE
         if node is None or kind not in kinds:
-            return value, NarrowPool.NONE
+            return value, FusedPool.NONE
         before = image_shape(self.program.values[value].shape, "first")
         after = image_shape(self.program.values[node.output].shape, "first")
         plain = (
@@ -286,7 +286,7 @@ class Lowering:
             and node.attrs.get("divisor") is None
             and after[1:] == (before[1] // 2, before[2] // 2)  # no windows that overhang
         )
-        return (self.absorb(node), kind) if plain else (value, NarrowPool.NONE)
+        return (self.absorb(node), kind) if plain else (value, FusedPool.NONE)
 
     def reads_dense(self, node: Node, value: int) -> bool:
         """Whether a layer reads single floats, so that pixels need not be whole vectors."""

@@ -9,7 +9,7 @@ from pylandscape.engines import packing, records
 from pylandscape.engines.layout import Slot, image_shape, round_up
 from pylandscape.engines.lowering import Lowering, State, paddings
 from pylandscape.engines.program import Node, NotCovered
-from pylandscape.engines.records import NONE, Activation, Epilogue, NarrowPool
+from pylandscape.engines.records import NONE, Activation, Epilogue, FusedPool
 
 WINOGRAD_BYTES = 384 << 10  # of transformed tiles at once
 WINOGRAD_TILES = 4096  # at once, at most
@@ -75,17 +75,22 @@ def _direct(
         groups * round_up(out_channels // groups, lanes) * depth,
         lambda state: packing.direct_filters(state[weight], groups, pitch, by_row, lanes),
     )
+    # Pooled from two rows at a time, after the rest of the epilogue.
+    poolable = groups == 1 and epilogue.residual == NONE
+    value, pool = low.fuse_pool(value, (FusedPool.MAX, FusedPool.AVERAGE) if poolable else ())
     out = low.add_slot(value, "first")
     if groups > 1 and (out_channels // groups) % lanes:
         low.slots[out].dedicated = True
+    two_rows = 2 * 2 * low.slots[out].width * 2 * lanes if pool else 0
     low.draft(
         reads,
         out,
         lambda: records.Convolution(
             source, out, weights, epilogue, kh, kw, sh, sw, top, left, dh, dw,
-            groups, group_in, out_channels // groups, by_row,
+            groups, group_in, out_channels // groups, by_row, pool, low.scratch_offset,
         ),
-        f"conv {kh}x{kw} direct",
+        f"conv {kh}x{kw} direct" + (f" with {pool.name.lower()} pool 2x2" if pool else ""),
+        scratch=lambda: two_rows,
     )  # fmt: skip
 
 
@@ -105,7 +110,7 @@ def _narrow(
     pads = _conv_halo(low, node, low.slots[source])
     (kh, kw), size = node.attrs["kernel"], torch.Size(low.shapes[weight]).numel()
     weights = low.pack(size, lambda state: packing.narrow_filters(state[weight]))
-    value, pool = low.fuse_pool(value, (NarrowPool.MAX, NarrowPool.AVERAGE))
+    value, pool = low.fuse_pool(value, (FusedPool.MAX, FusedPool.AVERAGE))
     # Its pixels are stored float by float, so they need no padding for a reader of floats.
     dense = all(low.reads_dense(reader, value) for reader in low.consumers.get(value, []))
     out = low.add_slot(value, "first", dense=dense and value != low.program.output)
@@ -215,7 +220,7 @@ def _winograd(
     tile = _winograd_tile(low, node, source, group_in)
     # the maximum may be taken before a monotone function
     monotone = epilogue.activation in _MONOTONE and epilogue.residual == NONE
-    value, pool = low.fuse_pool(value, (NarrowPool.MAX,) if monotone else ())
+    value, pool = low.fuse_pool(value, (FusedPool.MAX,) if monotone else ())
     out = low.add_slot(value, "first")
     result = low.slots[out]
     covered = [n * (2 if pool else 1) for n in (result.height, result.width)]

@@ -34,7 +34,7 @@ class BinaryKind(IntEnum):
     MUL = 2
 
 
-class NarrowPool(IntEnum):
+class FusedPool(IntEnum):
     NONE = 0
     MAX = 1
     AVERAGE = 2
@@ -164,6 +164,8 @@ class Convolution(Step):
     group_in: int
     group_out: int
     by_row: int
+    pool: int
+    scratch: int
 
 
 @dataclass
