@@ -1,7 +1,11 @@
 """Settings for all tests."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+
+from pylandscape import _ops
 
 
 @pytest.fixture(autouse=True)
@@ -10,3 +14,12 @@ def _restore_threads():
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=_ops.isa_levels())
+def level(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Compiled kernels are tested at every instruction-set level that the machine has."""
+    before = _ops.isa()
+    _ops.set_isa(request.param)
+    yield request.param
+    _ops.set_isa(before)

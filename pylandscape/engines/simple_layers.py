@@ -66,19 +66,13 @@ def _pointwise(
 
 
 def lower_binary(low: Lowering, node: Node) -> None:
-    order = low.elementwise_order(node)
+    order = _broadcast_order(low, node)
     left, right = (low.slot(v, order) for v in node.inputs)
     value, epilogue = node.output, Epilogue()
     follower = low.sole_consumer(value)
     if follower is not None and follower.op in ("activation", "scale"):
         epilogue.activation, epilogue.constants = low.activation(follower)
         value = low.absorb(follower)
-    shape = image_shape(low.program.values[node.output].shape, order)
-    for side in (left, right):
-        slot = low.slots[side]
-        alike = (slot.channels, slot.height, slot.width) == shape
-        if not (alike or (slot.channels == shape[0] and slot.is_flat)):
-            raise NotCovered("broadcasts in a way without a kernel", node.op, node.source)
     out = low.add_slot(value, order)
     kind = BinaryKind[node.op.upper()]
     low.draft(
@@ -87,6 +81,16 @@ def lower_binary(low: Lowering, node: Node) -> None:
         lambda: records.Binary(left, right, out, kind, epilogue),
         node.op,
     )
+
+
+def _broadcast_order(low: Lowering, node: Node) -> str:
+    """An order in which each operand has the shape of the result, or one pixel for all of it."""
+    for order in (low.elementwise_order(node), "first", "last"):
+        shape = image_shape(low.program.values[node.output].shape, order)
+        sides = [image_shape(low.program.values[v].shape, order) for v in node.inputs]
+        if all(side in (shape, (shape[0], 1, 1)) for side in sides):
+            return order
+    raise NotCovered("broadcasts in a way without a kernel", node.op, node.source)
 
 
 def lower_layer_norm(low: Lowering, node: Node) -> None:
