@@ -107,8 +107,7 @@ void evaluate_points_cpu(const Tensor& sums, const Tensor& packed, const Tensor&
                          const Tensor& inputs, const Tensor& targets, const Tensor& plan_numbers,
                          const Tensor& constants, const Tensor& indices, Int first, Int last) {
   std::vector<const Step*> steps;
-  const PlanView plan =
-      read_plan(plan_numbers.const_data_ptr<Int>(), plan_numbers.numel(), steps);
+  const PlanView plan = read_plan(plan_numbers.const_data_ptr<Int>(), plan_numbers.numel(), steps);
   require(plan.head->lanes == lanes_in_use(), "evaluate_points: plan must be made for ",
           lanes_in_use(), " lanes, got ", plan.head->lanes,
           ". The instruction set was changed after planning");
@@ -151,8 +150,7 @@ void evaluate_points_cpu(const Tensor& sums, const Tensor& packed, const Tensor&
     Floats products;
     if (by_block) {
       const auto& linear = *static_cast<const Linear*>(plan.steps[1]);
-      products =
-          zeros((1 + directions) * plan.head->block * plan.values[linear.out].sample_pitch);
+      products = zeros((1 + directions) * plan.head->block * plan.values[linear.out].sample_pitch);
     }
     Context mine = context;
     mine.arena = arena.get();
