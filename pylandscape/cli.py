@@ -20,7 +20,7 @@ app = App(
     name="pylandscape",
     help="The geometry of a neural network's loss.",
     version=__version__,
-    help_format="plaintext",
+    help_format="markdown",
 )
 
 

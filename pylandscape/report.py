@@ -1,6 +1,7 @@
 """The page and the summary of a study: STUDY.md and summary.json."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -119,9 +120,14 @@ def _facts(summary: Summary) -> str:
 
 def _verdicts(claims: Sequence[Mapping[str, str]]) -> str:
     rows = [[c["statement"], c["measured"], f"**{c['verdict']}**"] for c in claims]
-    criteria = [f"- *{c['statement']}* {c['criterion']} {c['rationale']}" for c in claims]
+    criteria = [
+        f"- *{c['statement']}*\n  Criterion: {c['criterion']}\n  Why: {c['rationale']}"
+        for c in claims
+    ]
+    counts = Counter(claim["verdict"] for claim in claims)
     return (
         "## The claims of the paper\n\n"
+        + f"Of {len(claims)} claims: {', '.join(f'{name} {n}' for name, n in counts.items())}.\n\n"
         + table(["claim", "measured", "verdict"], rows)
         + "\nHow each claim was judged; losses are in nats:\n\n"
         + "\n".join(criteria)
@@ -182,13 +188,17 @@ def _with_residual(value: float, residual: float) -> str:
 
 def _making(summary: Summary) -> str:
     seconds, env = summary["seconds"], summary["environment"]
+    engines = [
+        f"{engine} for {', '.join(stage for stage, e in summary['engines'].items() if e == engine)}"
+        for engine in sorted(set(summary["engines"].values()))
+    ]
     rows = [[name, f"{value:.1f}"] for name, value in seconds.items()]
     rows.append(["sum", f"{sum(seconds.values()):.1f}"])
     return (
         "## How it was made\n\n"
-        f"pylandscape {env['pylandscape']} (engine: {summary['engine'] or 'none used yet'}) on "
-        f"torch {env['torch']}, Python {env['python']}, {env['machine']}, {env['threads']} "
-        "threads. The same settings on the same machine give the same numbers; the settings, and "
+        f"pylandscape {env['pylandscape']} on torch {env['torch']}, Python {env['python']}, "
+        f"{env['machine']}, {env['threads']} threads. Engines: {'; '.join(engines) or 'none'}. "
+        "The same settings on the same machine give the same numbers; the settings, and "
         "every number on this page, are in `summary.json`, the data behind the figures in "
         "`results/` (`xarray.open_zarr(path, consolidated=False)`), the recorded runs in "
         "`run-a/` and `run-b/` (`pylandscape.Trajectory`).\n\n" + table(["stage", "seconds"], rows)

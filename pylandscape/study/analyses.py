@@ -17,10 +17,9 @@ from pylandscape.study.data import Digits
 from pylandscape.study.model import SmallCNN
 from pylandscape.study.training import train
 
-# Cost of an operation on one sample, in forward passes; measured on the torch engine.
-GRADIENT = 3.0
-HESSIAN_PRODUCT = 8.0
-PRODUCTS = {"largest": 12, "both": 35}  # Lanczos steps for one eigenpair or both ends, as seen
+# For the time estimate, as seen: a product in units of a gradient, and how many of each it takes.
+HESSIAN_PRODUCT = 3.2
+PRODUCTS = {"largest": 14, "both": 48}  # Lanczos steps for one eigenpair, or one at each end
 BALL_GRADIENTS = 60
 
 
@@ -70,16 +69,21 @@ class Study:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A unit of work that is done once and kept.
+class Work:
+    """The expected work of a stage: losses and gradients, each times samples."""
 
-    `cost` is the expected work in forward passes over one sample, for the time estimate.
-    """
+    losses: float = 0.0
+    gradients: float = 0.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A unit of work that is done once and kept; `work` is for the time estimate."""
 
     name: str
     title: str
     run: Callable[[Study], xr.Dataset]
-    cost: Callable[[Study], float]
+    work: Callable[[Study], Work]
 
 
 def training(study: Study, run: str) -> xr.Dataset:
@@ -255,58 +259,61 @@ def _range_with_margin(values: np.ndarray, margin: float = 0.15) -> tuple[float,
     return low - room, high + room
 
 
-def _training_cost(study: Study) -> float:
+def _training_work(study: Study) -> Work:
     epochs, (train_count, test_count) = study.config.epochs, study.sizes
-    return epochs * (GRADIENT * train_count + train_count + test_count)
+    return Work(losses=(epochs + 1) * (train_count + test_count), gradients=epochs * train_count)
 
 
-def _spectrum_cost(points: int, which: str, samples: int) -> float:
-    return points * PRODUCTS[which] * HESSIAN_PRODUCT * samples
+def _spectrum_work(points: int, which: str, samples: int) -> Work:
+    return Work(gradients=points * PRODUCTS[which] * HESSIAN_PRODUCT * samples)
 
 
-def _plane_cost(study: Study) -> float:
-    return study.config.plane_resolution**2 * study.plane_samples
+def _sharpness_work(study: Study) -> Work:
+    return Work(gradients=2 * BALL_GRADIENTS * study.sizes[0])
 
 
-def _path_cost(study: Study) -> float:
-    return 2 * study.config.epochs * study.config.snapshots_per_epoch * study.plane_samples
+def _slices_work(study: Study) -> Work:
+    config, samples = study.config, study.sizes[0]
+    return Work(
+        losses=config.slice_directions * config.slice_resolution * samples,
+        gradients=config.slice_directions * HESSIAN_PRODUCT * samples,
+    )
+
+
+def _plane_work(study: Study) -> Work:
+    return Work(losses=study.config.plane_resolution**2 * study.plane_samples)
+
+
+def _path_work(study: Study) -> Work:
+    snapshots = study.config.epochs * study.config.snapshots_per_epoch
+    return Work(losses=2 * snapshots * study.plane_samples)
 
 
 STAGES: tuple[Stage, ...] = (
-    Stage("training-a", "training, run a", lambda s: training(s, "a"), _training_cost),
-    Stage("training-b", "training, run b", lambda s: training(s, "b"), _training_cost),
+    Stage("training-a", "training, run a", lambda s: training(s, "a"), _training_work),
+    Stage("training-b", "training, run b", lambda s: training(s, "b"), _training_work),
     Stage(
         "curvature",
         "Hessian eigenvalues at both solutions",
         curvature,
-        lambda s: _spectrum_cost(2, "both", s.sizes[0]),
+        lambda s: _spectrum_work(2, "both", s.sizes[0]),
     ),
     Stage(
         "curvature-path",
         "largest Hessian eigenvalue along run a",
         curvature_path,
-        lambda s: _spectrum_cost(s.config.curvature_points, "largest", s.plane_samples),
+        lambda s: _spectrum_work(s.config.curvature_points, "largest", s.plane_samples),
     ),
-    Stage(
-        "sharpness",
-        "sharpness S_eps at both solutions",
-        sharpness,
-        lambda s: 2 * BALL_GRADIENTS * GRADIENT * s.sizes[0],
-    ),
-    Stage(
-        "slices",
-        "filter-normalised lines through solution a",
-        slices,
-        lambda s: s.config.slice_resolution * (s.config.slice_directions * s.sizes[0] + s.sizes[1]),
-    ),
-    Stage("plane", "filter-normalised plane through solution a", plane, _plane_cost),
-    Stage("path-a", "run a in its principal plane", lambda s: path(s, "a"), _path_cost),
-    Stage("path-b", "run b in its principal plane", lambda s: path(s, "b"), _path_cost),
-    Stage("path-plane", "loss on the principal plane of run a", path_plane, _plane_cost),
+    Stage("sharpness", "sharpness S_eps at both solutions", sharpness, _sharpness_work),
+    Stage("slices", "filter-normalised lines through solution a", slices, _slices_work),
+    Stage("plane", "filter-normalised plane through solution a", plane, _plane_work),
+    Stage("path-a", "run a in its principal plane", lambda s: path(s, "a"), _path_work),
+    Stage("path-b", "run b in its principal plane", lambda s: path(s, "b"), _path_work),
+    Stage("path-plane", "loss on the principal plane of run a", path_plane, _plane_work),
     Stage(
         "interpolation",
         "straight line from solution a to solution b",
         interpolation,
-        lambda s: s.config.interpolation_resolution * sum(s.sizes),
+        lambda s: Work(losses=s.config.interpolation_resolution * sum(s.sizes)),
     ),
 )

@@ -102,8 +102,8 @@ def _descent(m: Measurements) -> tuple[Verdict, str]:
     loss, gradient = m["loss_fall"], m["gradient_fall"]
     verdict = _of_two(_at_most(loss, LOSS_FALL), _at_most(gradient, GRADIENT_FALL))
     return verdict, (
-        f"mini-batch loss falls to {_listed(loss, '.2%')} of its early value, "
-        f"gradient norm to {_listed(gradient, '.2%')}"
+        f"mini-batch loss ends at {_listed(loss, '.2%')} of its early value, "
+        f"gradient norm at {_listed(gradient, '.2%')}"
     )
 
 
@@ -113,9 +113,12 @@ def _lambda_max(m: Measurements) -> tuple[Verdict, str]:
     inside = [low <= value - r and value + r <= high for value, r in pairs]
     touching = [value + r >= low and value - r <= high for value, r in pairs]
     otherwise = Verdict.MIXED if any(touching) else Verdict.FAILS
-    return Verdict.HOLDS if all(inside) else otherwise, "lambda_max = " + " and ".join(
+    measured = "lambda_max = " + " and ".join(
         f"{value:.4g} (residual {r:.1g})" for value, r in pairs
     )
+    if "path_lambda_max" in m:
+        measured += f"; at most {max(m['path_lambda_max']):.3g} at snapshots of run a"
+    return Verdict.HOLDS if all(inside) else otherwise, measured
 
 
 def _smooth(m: Measurements) -> tuple[Verdict, str]:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,14 @@ class Digits:
     train: Split
     test: Split
     source: str
-    fingerprint: str
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the digits and labels of both splits."""
+        digest = hashlib.sha256()
+        for tensor in (*self.train, *self.test):
+            digest.update(tensor.numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def describe(self) -> str:
         """One line for captions and the report."""
@@ -86,7 +94,6 @@ def load_mnist(root: str | Path | None = None, *, full: bool = False) -> Digits:
         train=_as_tensors(arrays["train_images"], arrays["train_labels"]),
         test=_as_tensors(arrays["test_images"], arrays["test_labels"]),
         source=source,
-        fingerprint=_fingerprint(arrays),
     )
 
 
@@ -172,11 +179,3 @@ def _folder_arrays(root: Path, full: bool) -> dict[str, np.ndarray]:
 def _as_tensors(images: np.ndarray, labels: np.ndarray) -> Split:
     pixels: Any = torch.from_numpy(images.astype(np.float32) / 255.0)
     return (pixels.unsqueeze(1) - PIXEL_MEAN) / PIXEL_STD, torch.from_numpy(labels.astype(np.int64))
-
-
-def _fingerprint(arrays: dict[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for split in ("train", "test"):
-        for kind in ("images", "labels"):
-            digest.update(np.ascontiguousarray(arrays[f"{split}_{kind}"]).tobytes())
-    return digest.hexdigest()[:16]

@@ -83,22 +83,22 @@ _DRAWINGS: tuple[_Drawing, ...] = (
         "Gradient norm during training, run a",
         ("training-a",),
         lambda run: plots.gradient_norm(_steps(run)),
-        "Norm of the mini-batch gradient at every step. // It falls to {m[gradient_fall][0]:.2%} "
-        "between the first and the last tenth.",
+        "Norm of the mini-batch gradient at every step. // Its mean over the last tenth of the "
+        "steps is {m[gradient_fall][0]:.2%} of that over the first tenth.",
     ),
     _Drawing(
         "loss-curve-b",
         "Loss during training, run b",
         ("training-b",),
         lambda run: plots.training(_steps(run)),
-        "The same for the second initialisation. // Here the fall is to {m[loss_fall][1]:.2%}.",
+        "The same for the second initialisation. // Here the share is {m[loss_fall][1]:.2%}.",
     ),
     _Drawing(
         "gradient-norm-b",
         "Gradient norm during training, run b",
         ("training-b",),
         lambda run: plots.gradient_norm(_steps(run)),
-        "The same for the second initialisation. // Here the fall is to {m[gradient_fall][1]:.2%}.",
+        "The same for the second initialisation. // Here the share is {m[gradient_fall][1]:.2%}.",
     ),
     _Drawing(
         "slice",

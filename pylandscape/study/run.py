@@ -2,13 +2,16 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import xarray as xr
+from torch import nn
 
+import pylandscape as pl
 from pylandscape import report
 from pylandscape._version import __version__
 from pylandscape.study.analyses import STAGES, Stage, Study
@@ -89,12 +92,11 @@ def _run_stages(study: Study, store: Store, results: dict[str, xr.Dataset], say:
         say(f"resuming: {len(results)} of {len(STAGES)} stages are done")
     if not waiting:
         return
-    rate = _seconds_per_pass(study)
-    total = sum(stage.cost(study) for stage in waiting) * rate
-    say(f"{len(waiting)} stages, about {_duration(total)} in all")
+    pace = Pace.measure(study)
+    say(f"{len(waiting)} stages, about {_duration(pace.seconds(waiting, study))} in all")
     for stage in waiting:
         number = STAGES.index(stage) + 1
-        expected = _duration(stage.cost(study) * rate)
+        expected = _duration(pace.seconds([stage], study))
         say(f"[{number}/{len(STAGES)}] {stage.title} (about {expected})")
         results[stage.name] = _run_stage(study, store, stage)
 
@@ -116,18 +118,40 @@ def _write_report(study: Study, results: dict[str, xr.Dataset]) -> dict[str, Any
     return summary
 
 
-def _seconds_per_pass(study: Study, repeats: int = 3) -> float:
-    """Seconds that one forward pass over one sample takes here."""
-    images = study.digits.train[0][:512].contiguous(memory_format=torch.channels_last)
-    model = SmallCNN().to(memory_format=torch.channels_last)
+@dataclass(frozen=True)
+class Pace:
+    """Seconds per sample that a loss and a gradient take here."""
+
+    loss: float
+    gradient: float
+
+    @classmethod
+    def measure(cls, study: Study, samples: int = 512) -> "Pace":
+        data = study.digits.first(samples, 0).train
+        objective = pl.Objective(SmallCNN(), nn.CrossEntropyLoss(), data)
+        directions = pl.random_directions(objective, count=1)
+        coordinates = torch.zeros(8, 1)
+
+        def losses() -> object:
+            return objective.evaluate_along(objective.center, directions, coordinates)
+
+        return cls(
+            loss=_fastest(losses) / (objective.samples * len(coordinates)),
+            gradient=_fastest(objective.gradient) / objective.samples,
+        )
+
+    def seconds(self, stages: Iterable[Stage], study: Study) -> float:
+        work = [stage.work(study) for stage in stages]
+        return sum(each.losses * self.loss + each.gradients * self.gradient for each in work)
+
+
+def _fastest(function: Callable[[], object], repeats: int = 3) -> float:
     times = []
-    with torch.no_grad():
-        for _ in range(repeats):
-            start = time.perf_counter()
-            for batch in images.split(64):
-                model(batch)
-            times.append(time.perf_counter() - start)
-    return min(times) / len(images)
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 def _duration(seconds: float) -> str:

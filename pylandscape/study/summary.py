@@ -34,7 +34,7 @@ def summarise(
             "test": study.sizes[1],
             "plane": study.plane_samples,
         },
-        "engine": next((r.attrs["engine"] for r in done.values()), None),
+        "engines": {n: r.attrs["engine"] for n, r in done.items() if "engine" in r.attrs},
         "measurements": measurements,
         "claims": [_claim(judgement) for judgement in judge_all(measurements)],
         "figures": [asdict(figure) for figure in figures],

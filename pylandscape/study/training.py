@@ -84,4 +84,6 @@ def _result(
         name: ("epoch", np.array([each[name] for each in evaluations])) for name in evaluations[0]
     }
     result = per_step.assign(per_epoch).assign_coords(epoch=np.arange(len(evaluations)))
-    return result.assign_attrs(kind="training", seed=seed, **objective.describe())
+    described = objective.describe()
+    del described["engine"]  # the steps are plain PyTorch
+    return result.assign_attrs(kind="training", seed=seed, **described)

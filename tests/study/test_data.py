@@ -1,6 +1,7 @@
 """The embedded digits are MNIST's own, and data are found where they should be."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -87,12 +88,14 @@ def test_full_needs_a_folder():
         data.load_mnist(full=True)
 
 
-def test_fingerprint_sees_a_single_pixel():
-    arrays = data._embedded_arrays()
-    before = data._fingerprint(arrays)
-    arrays["test_images"] = arrays["test_images"].copy()
-    arrays["test_images"][7, 3, 3] ^= 1
-    assert data._fingerprint(arrays) != before
+def test_fingerprint_sees_a_single_pixel_and_what_is_left_out():
+    digits = data.load_mnist()
+    images = digits.test[0].clone()
+    images[7, 0, 3, 3] += 0.01
+    other = replace(digits, test=(images, digits.test[1]))
+    fewer = digits.first(None, 1_000)
+    assert len({digits.fingerprint, other.fingerprint, fewer.fingerprint}) == 3
+    assert replace(digits).fingerprint == digits.fingerprint
 
 
 def test_balanced_rows_refuses_what_it_cannot_balance():
