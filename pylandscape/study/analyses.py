@@ -18,9 +18,9 @@ from pylandscape.study.model import SmallCNN
 from pylandscape.study.training import train
 
 # For the time estimate, as seen: a product in units of a gradient, and how many of each it takes.
-HESSIAN_PRODUCT = 3.2
-PRODUCTS = {"largest": 14, "both": 48}  # Lanczos steps for one eigenpair, or one at each end
-BALL_GRADIENTS = 60
+HESSIAN_PRODUCT = 3.4
+PRODUCTS = {"largest": 13, "both": 48}  # Lanczos steps for one eigenpair, or one at each end
+BALL_GRADIENTS = 40
 
 
 @dataclass

@@ -27,14 +27,14 @@ class StudyConfig:
     # Samples behind each point of a plane and behind lambda_max along the path. What is measured at
     # the solutions and on lines uses all of them.
     plane_samples: int | None = 2_000
-    plane_resolution: int = 25
+    plane_resolution: int = 31
     plane_extent: float = 1.0  # 1 = noise as large as the weights, filter by filter
     slice_directions: int = 3
     slice_resolution: int = 51
     interpolation_resolution: int = 41
     # A Lanczos run starts almost inside the null space of H, where a small residual comes early: at
     # 1e-3 it can stop before a negative eigenvalue has shown itself.
-    eigenvalue_tolerance: float = 1e-4
+    eigenvalue_tolerance: float = 3e-4
     curvature_points: int = 7  # snapshots of run a at which lambda_max is measured
 
     @property
