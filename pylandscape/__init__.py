@@ -6,6 +6,7 @@ from pylandscape._version import __version__
 from pylandscape.connectivity import interpolate
 from pylandscape.curvature import Eigenpairs, Hessian, eigenpairs
 from pylandscape.directions import Directions, difference_directions, random_directions
+from pylandscape.explain import explain
 from pylandscape.objective import Interrupted, Objective
 from pylandscape.parameters import ParameterSpace
 from pylandscape.surface import grid, line, plane
@@ -16,6 +17,7 @@ __all__ = [
     "Interrupted",
     "Objective",
     "ParameterSpace",
+    "explain",
     # directions and slices
     "Directions",
     "difference_directions",

@@ -1,5 +1,6 @@
 """Errors in one form: `<function>: <argument> must ..., got .... <what to do>`."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -20,6 +21,14 @@ def show(value: Any) -> str:
         return f"{type(value).__name__} of {len(value)}" if _is_list(value) else _class(value)
     text = repr(value)
     return text if len(text) <= 120 else text[:117] + "..."
+
+
+def users_level() -> int:
+    """The `stacklevel` with which a warning points at the caller of this package."""
+    frame, level = inspect.currentframe(), 0
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("pylandscape"):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def shapes(tree: Any) -> str:

@@ -8,16 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pylandscape._checks import alike, require, show
+from pylandscape._checks import alike, require, show, users_level
 from pylandscape._version import __version__
 from pylandscape.data import Samples
 from pylandscape.directions import Directions
 from pylandscape.engines.eager import MOMENTS, EagerEngine
 from pylandscape.engines.module import PROBE_SAMPLES, Buffers, FunctionalModule
 from pylandscape.engines.native import NativeEngine
-from pylandscape.engines.plan import Plan
 from pylandscape.engines.points import Points
-from pylandscape.engines.program import NotCovered, Program
+from pylandscape.engines.program import NotCovered
 from pylandscape.losses import (
     Loss,
     PerSample,
@@ -155,11 +154,11 @@ class Objective:
         self.sample_seed = seed if samples is not None else None
         self._engine = self._build_engine(loss, metrics or {}, batch_size)
         self._native: NativeEngine | None = None
-        self._precision = precision
+        self.choice, self.precision = engine, precision
         self._may_be_native = engine == "auto" and self._fits_native
         if engine == "native":
             try:
-                self._native = NativeEngine(self._engine, precision)
+                self._native = self.native_engine
             except NotCovered as obstacle:
                 raise ValueError(
                     "Objective: engine must be 'auto' or 'torch' here, got 'native', but "
@@ -178,18 +177,18 @@ class Objective:
         """N, the number of samples."""
         return self.data.count
 
-    @property
-    def program(self) -> Program | None:
-        """The captured model, where the native engine runs it."""
-        return None if self._native is None else self._native.program
+    @functools.cached_property
+    def native_engine(self) -> NativeEngine:
+        """The native engine of this objective, made when it is first asked for.
 
-    @property
-    def plan(self) -> Plan | None:
-        """How the native engine runs it."""
-        return None if self._native is None else self._native.plan
+        Raises:
+            NotCovered: something in the model, the loss or the data has no kernel.
+        """
+        return NativeEngine(self._engine, self.precision)
 
     @property
     def engine(self) -> str:
+        """The engine in use: `native` or `torch`."""
         return self._engine.name if self._native is None else self._native.name
 
     def loss(self, at: Tensor | None = None) -> float:
@@ -371,10 +370,12 @@ class Objective:
         """The native engine where it may be used and is worth its preparation."""
         if self._native is None and self._may_be_native and points >= NATIVE_POINTS:
             try:
-                self._native = NativeEngine(self._engine, self._precision)
+                self._native = self.native_engine
             except NotCovered as obstacle:
                 self._may_be_native = False  # tried once
-                warnings.warn(f"Objective: running on PyTorch, because {obstacle}.", stacklevel=5)
+                warnings.warn(
+                    f"Objective: running on PyTorch, because {obstacle}.", stacklevel=users_level()
+                )
         return self._engine if self._native is None else self._native
 
     def _summary(self, moments: Tensor) -> dict[str, Tensor]:

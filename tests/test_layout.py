@@ -28,7 +28,7 @@ RANKS = [
     {"parameters", "losses", "data"},
     {"engines", "directions"},
     {"objective"},
-    {"surface", "curvature", "sharpness", "trajectory", "connectivity", "plots"},
+    {"explain", "surface", "curvature", "sharpness", "trajectory", "connectivity", "plots"},
     {"__init__", "report", "doctor"},
     {"study", "cli"},
 ]

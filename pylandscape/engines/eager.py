@@ -186,8 +186,7 @@ class EagerEngine:
             if "not implemented" not in str(error):
                 raise
             raise NotImplementedError(
-                "hessian_vector_product: model and loss must be twice differentiable, got: "
-                f"{error}"
+                f"hessian_vector_product: model and loss must be twice differentiable, got: {error}"
             ) from error
 
     def _add(self, total: Tensor, slopes: Slopes) -> None:

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from pylandscape.engines import products, records
 from pylandscape.engines import simple_layers as simple
-from pylandscape.engines.layout import assign_memory, round_up
-from pylandscape.engines.lowering import Folded, Lowering, State
+from pylandscape.engines.layout import Slot, assign_memory, round_up
+from pylandscape.engines.lowering import Draft, Folded, Lowering, State
 from pylandscape.engines.program import Node, NotCovered, Program
-from pylandscape.engines.records import NONE, Epilogue
+from pylandscape.engines.records import NONE, Activation, Epilogue
 from pylandscape.engines.simple_layers import LossSpec
 
 # Samples per block. The weights of a Linear are read once per block, perhaps from a cache further
@@ -53,15 +53,26 @@ OPERATORS: Mapping[str, Callable[[Lowering, Node], None]] = {
 
 @dataclass
 class Plan:
-    """What `evaluate_points` runs. `numbers` is the plan itself, `pack` makes its parameters."""
+    """What `evaluate_points` runs. `numbers` is the plan itself, `pack` makes its parameters.
+
+    Attributes:
+        packed: floats of a parameter vector in the kernels' order.
+        block, sub_block: samples that layers on vectors, and on images, run for at a time.
+        linear_first: the products of the first layer are formed per direction, not per point.
+        arena_bytes: of activations and scratch, per thread.
+        slots: the activations in the arena.
+        steps: the kernels in order, for people.
+    """
 
     numbers: Tensor
     indices: Tensor
     packed: int
     lanes: int
     block: int
+    sub_block: int
     linear_first: bool
     arena_bytes: int
+    slots: list[Slot]
     steps: list[str]
     _packs: list[tuple[int, Callable[[State], Tensor]]] = field(repr=False)
     _constants: list[Callable[[State], Tensor]] = field(repr=False)
@@ -156,12 +167,25 @@ def _assemble(low: Lowering, samples: int) -> Plan:
         packed=low.packed,
         lanes=low.lanes,
         block=block,
+        sub_block=sub_block if boundary else block,
         linear_first=linear_first,
         arena_bytes=4 * head.arena,
-        steps=[draft.label for draft in low.drafts],
+        slots=low.slots,
+        steps=list(map(_label, low.drafts, steps)),
         _packs=low.packs,
         _constants=low.constants,
     )
+
+
+def _label(draft: Draft, step: records.Step) -> str:
+    """The kernel of a step and what its epilogue does."""
+    epilogue = getattr(step, "epilogue", None)
+    if epilogue is None or isinstance(step, records.Pointwise):
+        return draft.label
+    fused = ["batch_norm"] * (epilogue.scale != NONE) + ["add"] * (epilogue.residual != NONE)
+    if epilogue.activation != Activation.NONE:
+        fused.append(Activation(epilogue.activation).name.lower())
+    return ", ".join([draft.label, *fused])
 
 
 def _settle(low: Lowering, epilogue: Epilogue) -> None:

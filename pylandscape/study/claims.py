@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-# Losses are cross-entropies in nats. A rise of 0.1 nat takes 10 % off the probability that the
+# Losses are cross-entropies in nats. A rise of 0.1 nat takes 10% off the probability that the
 # network gives to the right class, geometric mean over the samples: small but visible.
 SMALL_RISE = 0.1
 BALL_RADIUS = 0.1  # the default of the paper's S_eps
@@ -188,7 +188,7 @@ CLAIMS: tuple[Claim, ...] = (
         statement="Filter-normalised slices through the solution are smooth and look convex.",
         criterion=(
             f"(1) On at least {MONOTONE_SHARE:.0%} of 16 rays of the plane from the centre to its "
-            "edge no step falls by more than 1 % of the ray's rise. (2) At least "
+            "edge no step falls by more than 1% of the ray's rise. (2) At least "
             f"{CONVEX_SHARE:.0%} of the second differences along both axes are not negative, "
             "where both coordinates are at most half the extent."
         ),
@@ -210,7 +210,7 @@ CLAIMS: tuple[Claim, ...] = (
         ),
         rationale=(
             "Random slices show an average over directions and miss the few steep ones, so the "
-            "worst direction is asked as well. A rise of 0.1 nat takes 10 % off the probability "
+            "worst direction is asked as well. A rise of 0.1 nat takes 10% off the probability "
             "of the right class."
         ),
         needs=("valley_radius", "ball_rise"),
@@ -225,7 +225,7 @@ CLAIMS: tuple[Claim, ...] = (
             f"has a rank correlation with time of at most {PLANE_DESCENT}."
         ),
         rationale=(
-            "A random walk in many dimensions already gives 76 % (Antognini and Sohl-Dickstein "
+            "A random walk in many dimensions already gives 76% (Antognini and Sohl-Dickstein "
             "2018: the k-th component takes 6 / (pi k)^2), so a plane that means something must "
             "explain clearly more."
         ),

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 import pylandscape as pl
 from pylandscape import _ops
-from pylandscape.engines.native import NativeEngine
 from pylandscape.engines.points import Points
 
 Data = tuple[Tensor, Tensor]
@@ -172,8 +171,7 @@ def test_how_points_are_shared_out_to_calls_changes_no_bit(images: Data) -> None
     coordinates = torch.rand(5, 2, generator=seeded(), dtype=torch.float64)
     results = []
     for seconds in (1e-9, 1e-3, 10):  # a call per point and few samples, or one for everything
-        assert native._native is not None
-        native._native._seconds = seconds
+        native.native_engine._seconds = seconds
         results.append(native.evaluate_along(native.center, directions, coordinates)["loss"])
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
@@ -284,9 +282,8 @@ def test_moments() -> None:
     """The sums over samples themselves: a, a^2, a b, b, b^2, and the predictions."""
     loss = nn.CrossEntropyLoss(weight=WEIGHTS, ignore_index=1, label_smoothing=0.1)
     native, exact, _ = objectives(mlp(4, C), loss, (normal(N, 4), CLASSES))
-    assert native._native is not None
     points = [Points(o.center[None]) for o in (native, exact)]
-    found = next(native._native.moments(points[0]))
+    found = next(native.native_engine.moments(points[0]))
     expected = next(exact._engine.moments(points[1]))
     torch.testing.assert_close(found[0], expected[0], rtol=1e-6, atol=0)
     assert torch.equal(found[1, [0, 3]], expected[1, [0, 3]])
@@ -359,8 +356,7 @@ def test_buffers_in_place_of_parameters() -> None:
 @pytest.mark.skipif(not _ops.tiles_supported(), reason="needs a processor with matrix tiles")
 def test_products_in_bfloat16(images: Data) -> None:
     native, exact, _ = objectives(small_resnet(), nn.CrossEntropyLoss(), images, precision="bf16")
-    assert isinstance(native._native, NativeEngine)
-    assert any("bfloat16" in step for step in native._native.plan.steps)
+    assert any("bfloat16" in step for step in native.native_engine.plan.steps)
     vectors = 0.05 * normal(2, exact.space.size)
     found, expected = (along(o, vectors, 0.5 * torch.eye(2).double()) for o in (native, exact))
     torch.testing.assert_close(found["loss"], expected["loss"], rtol=2e-2, atol=0)
