@@ -1,11 +1,17 @@
 """Settings for all tests."""
 
+import signal
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 from pylandscape import _ops
+
+
+# A shell starts background jobs with Ctrl-C ignored, and Python then leaves it so.
+if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
