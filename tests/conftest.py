@@ -8,7 +8,6 @@ import torch
 
 from pylandscape import _ops
 
-
 # A shell starts background jobs with Ctrl-C ignored, and Python then leaves it so.
 if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
     signal.signal(signal.SIGINT, signal.default_int_handler)
