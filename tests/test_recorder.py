@@ -493,7 +493,10 @@ def test_a_killed_run_is_readable_and_goes_on(tmp_path):
     before = 0
     for attempt in range(3):
         arguments = [sys.executable, "-c", TRAINING, str(tmp_path), "again" if attempt else "new"]
-        with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
+        # not in the source tree, which has no compiled operators unless it is installed editable
+        with subprocess.Popen(
+            arguments, stdout=subprocess.PIPE, text=True, cwd=tmp_path
+        ) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "recording\n"
             time.sleep(delays.uniform(0.05, 0.3))
