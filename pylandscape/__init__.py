@@ -4,7 +4,7 @@ from pylandscape import _ops as _ops
 from pylandscape import sharpness
 from pylandscape._version import __version__
 from pylandscape.connectivity import interpolate
-from pylandscape.curvature import Eigenpairs, Hessian, eigenpairs
+from pylandscape.curvature import GGN, Eigenpairs, Fisher, Hessian, eigenpairs
 from pylandscape.directions import Directions, difference_directions, random_directions
 from pylandscape.explain import explain
 from pylandscape.objective import Interrupted, Objective
@@ -27,6 +27,8 @@ __all__ = [
     "random_directions",
     # curvature
     "Eigenpairs",
+    "Fisher",
+    "GGN",
     "Hessian",
     "eigenpairs",
     "sharpness",

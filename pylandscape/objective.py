@@ -221,18 +221,37 @@ class Objective:
         Raises:
             ValueError: as for `gradient`.
         """
-        _require_autograd("hessian_vector_product")
-        point = self._point(at, "hessian_vector_product")
-        require(
-            isinstance(v, Tensor) and v.ndim in (1, 2) and v.shape[0] == self.space.size,
-            f"hessian_vector_product: v must have shape [{self.space.size}] or "
-            f"[{self.space.size}, K], got {show(v)}.",
-        )
-        v = v.to(self.device, self.dtype)
-        if v.ndim == 1:
-            return self._engine.hessian_vector_product(point, v)
-        columns = [self._engine.hessian_vector_product(point, column) for column in v.unbind(1)]
-        return torch.stack(columns, 1) if columns else torch.empty_like(v)
+        return self._product("hessian_vector_product", v, at)
+
+    def ggn_vector_product(self, v: Tensor, at: Tensor | None = None) -> Tensor:
+        """G(at) v with the generalised Gauss-Newton matrix G = sum_i J_i' H_i J_i / sum_i b_i.
+
+        J_i is the Jacobian of the model's outputs for sample i in the parameters, H_i the Hessian
+        of the term a_i in these outputs: the Hessian of L without the curvature of the model.
+
+        Args:
+            v: [P] or [P, K].
+            at: the point [P], by default the model's own parameters.
+
+        Raises:
+            ValueError: as for `gradient`.
+        """
+        return self._product("ggn_vector_product", v, at)
+
+    def fisher_vector_product(self, v: Tensor, at: Tensor | None = None) -> Tensor:
+        """F(at) v with the empirical Fisher matrix F = sum_i b_i g_i g_i' / sum_i b_i.
+
+        g_i is the gradient of the loss of sample i, a_i / b_i; a sample that the loss weights by 2
+        counts like two samples.
+
+        Args:
+            v: [P] or [P, K].
+            at: the point [P], by default the model's own parameters.
+
+        Raises:
+            ValueError: as for `gradient`.
+        """
+        return self._product("fisher_vector_product", v, at)
 
     # -- values at many points -------------------------------------------------------------------
 
@@ -348,6 +367,21 @@ class Objective:
             and (self.batchnorm == "frozen" or not self.has_batchnorm)
             and all(map(is_accuracy, self._engine.metrics.values()))
         )
+
+    def _product(self, name: str, v: Tensor, at: Tensor | None) -> Tensor:
+        """A product of the engine with a vector or with every column of a block."""
+        _require_autograd(name)
+        point = self._point(at, name)
+        require(
+            isinstance(v, Tensor) and v.ndim in (1, 2) and v.shape[0] == self.space.size,
+            f"{name}: v must have shape [{self.space.size}] or [{self.space.size}, K], got "
+            f"{show(v)}.",
+        )
+        v, product = v.to(self.device, self.dtype), getattr(self._engine, name)
+        if v.ndim == 1:
+            return product(point, v)
+        columns = [product(point, column) for column in v.unbind(1)]
+        return torch.stack(columns, 1) if columns else torch.empty_like(v)
 
     def _evaluate(
         self, points: Points, buffers: Iterator[Buffers | None] | None = None, bar: Any = None

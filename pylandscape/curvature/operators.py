@@ -11,20 +11,42 @@ from torch import Tensor
 from pylandscape._checks import require, show
 from pylandscape.objective import Objective
 
+
+def _difference_product(objective: Objective, v: Tensor, at: Tensor) -> Tensor:
+    """(g(w + e v) - g(w - e v)) / 2e with e ||v|| = eps^(1/3) (1 + ||w||), column by column.
+
+    That step balances the error of the quotient, of order e^2, with rounding, of order eps / e.
+    """
+    if v.ndim == 2:
+        columns = [_difference_product(objective, column, at) for column in v.unbind(1)]
+        return torch.stack(columns, 1) if columns else torch.empty_like(v)
+    length = float(torch.linalg.vector_norm(v, dtype=torch.float64))
+    if length == 0:
+        return torch.zeros_like(v)
+    size = float(torch.linalg.vector_norm(at, dtype=torch.float64))
+    e = torch.finfo(v.dtype).eps ** (1 / 3) * (1 + size) / length
+    ahead, behind = (objective.gradient(at=at + step * v) for step in (e, -e))
+    return (ahead - behind) / (2 * e)
+
+
 # What a kind of curvature matrix is: its product with vectors [P] or [P, K] at a point.
 _PRODUCTS: dict[str, Callable[[Objective, Tensor, Tensor], Tensor]] = {
     "Hessian": lambda objective, v, at: objective.hessian_vector_product(v, at=at),
+    "Hessian by finite differences": _difference_product,
+    "GGN": lambda objective, v, at: objective.ggn_vector_product(v, at=at),
+    "Fisher": lambda objective, v, at: objective.fisher_vector_product(v, at=at),
 }
 
 
 class CurvatureOperator:
     """A symmetric matrix [n, n] of second-order information, known by its products with vectors.
 
-    Made by `pl.Hessian`. n is the number of selected parameters: with `only`, the operator is the
-    principal block of the matrix that belongs to them, and its vectors have one entry for each.
+    Made by `pl.Hessian`, `pl.GGN` and `pl.Fisher`. n is the number of selected parameters: with
+    `only`, the operator is the principal block of the matrix that belongs to them, and its vectors
+    have one entry for each.
 
     Attributes:
-        kind: "Hessian".
+        kind: "Hessian", "GGN", "Fisher" or "Hessian by finite differences".
         objective: the function whose curvature this is.
         at: the point [P], fixed when the operator was made.
         names: the selected parameter tensors, in order.
@@ -155,7 +177,10 @@ class CurvatureOperator:
 
 
 def Hessian(
-    objective: Objective, at: Tensor | None = None, only: str | Iterable[str] | None = None
+    objective: Objective,
+    at: Tensor | None = None,
+    only: str | Iterable[str] | None = None,
+    finite_differences: bool = False,
 ) -> CurvatureOperator:
     """The Hessian of the mean loss, H_ij = d^2 L / dw_i dw_j, as a linear operator [n, n].
 
@@ -167,6 +192,9 @@ def Hessian(
         at: the point w [P]; the model's parameters at this moment by default.
         only: a shell-style pattern, or several, of parameter names ("conv1.*", "*.weight"). The
             operator is then the principal block of H for the parameters whose names match one.
+        finite_differences: for models or losses without second derivatives: the central difference
+            (g(w + e v) - g(w - e v)) / 2e of gradients. In float32 it is right to two or three
+            digits only, and symmetric no better than that.
 
     Raises:
         ValueError: `at` is a point of another model, or `only` matches no parameter name.
@@ -185,4 +213,79 @@ def Hessian(
         >>> torch.allclose(H @ torch.eye(2).double(), torch.diag(torch.tensor([3.0, 1.0])).double())
         True
     """
-    return CurvatureOperator("Hessian", objective, at, only)
+    kind = "Hessian by finite differences" if finite_differences else "Hessian"
+    return CurvatureOperator(kind, objective, at, only)
+
+
+def GGN(
+    objective: Objective, at: Tensor | None = None, only: str | Iterable[str] | None = None
+) -> CurvatureOperator:
+    """The generalised Gauss-Newton matrix of the loss (Schraudolph 2002) as an operator [n, n].
+
+    With L = sum_i a_i / sum_i b_i, J_i the Jacobian of the model's outputs for sample i in the
+    parameters, and H_i the Hessian of a_i in these outputs,
+
+        G = sum_i J_i' H_i J_i / sum_i b_i,
+        H = G + sum_i sum_o (da_i/do) d^2o/dw^2 / sum_i b_i.
+
+    The second part of the Hessian, the curvature of the outputs o themselves, is left out, so that
+    G is positive semi-definite where the loss is convex in the outputs (cross-entropy, squared
+    error) and equal to H where the model is linear in w. For cross-entropy of logits it is the
+    Fisher matrix of the model's own predictions. A softmax inside the model counts as model.
+
+    Args:
+        objective: the loss L: R^P -> R.
+        at: the point w [P]; the model's parameters at this moment by default.
+        only: patterns of parameter names, as for `pl.Hessian`.
+
+    Raises:
+        ValueError: `at` is a point of another model, or `only` matches no parameter name.
+        TypeError: `objective` is not an Objective.
+
+    Example:
+        >>> import torch, pylandscape as pl
+        >>> model = torch.nn.Linear(4, 3)
+        >>> data = torch.randn(20, 4), torch.randint(0, 3, (20,))
+        >>> objective = pl.Objective(model, torch.nn.CrossEntropyLoss(), data)
+        >>> v = torch.randn(15)
+        >>> torch.allclose(pl.GGN(objective) @ v, pl.Hessian(objective) @ v, atol=1e-6)
+        True
+    """
+    return CurvatureOperator("GGN", objective, at, only)
+
+
+def Fisher(
+    objective: Objective, at: Tensor | None = None, only: str | Iterable[str] | None = None
+) -> CurvatureOperator:
+    """The empirical Fisher matrix as a linear operator [n, n]: the second moment of the gradients.
+
+    With g_i the gradient of the loss a_i / b_i of sample i, for the targets of the data,
+
+        F = sum_i b_i g_i g_i' / sum_i b_i,
+
+    positive semi-definite. The weights b_i are 1 but for losses that weight their mean themselves
+    (class weights, `ignore_index`): a sample of weight 2 counts like two samples. It is not the
+    Fisher matrix of the model's own predictions, which for cross-entropy is `pl.GGN`, and not close
+    to the Hessian in general (Kunstner et al. 2019).
+
+    Args:
+        objective: the loss L: R^P -> R.
+        at: the point w [P]; the model's parameters at this moment by default.
+        only: patterns of parameter names, as for `pl.Hessian`.
+
+    Raises:
+        ValueError: `at` is a point of another model, or `only` matches no parameter name.
+        TypeError: `objective` is not an Objective.
+
+    Example:
+        With a single sample F = g g':
+
+        >>> import torch, pylandscape as pl
+        >>> model = torch.nn.Linear(4, 3)
+        >>> data = torch.randn(1, 4), torch.tensor([2])
+        >>> objective = pl.Objective(model, torch.nn.CrossEntropyLoss(), data)
+        >>> g, v = objective.gradient(), torch.randn(15)
+        >>> torch.allclose(pl.Fisher(objective) @ v, g * (g @ v), atol=1e-6)
+        True
+    """
+    return CurvatureOperator("Fisher", objective, at, only)

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.func import grad, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from pylandscape._checks import require
 from pylandscape.engines.module import Buffers, FunctionalModule
@@ -20,6 +22,8 @@ from pylandscape.losses import PerSample, SampleLoss
 
 Metric = Callable[[Any, Any], PerSample]
 Slopes = list[Tensor | None]  # one per parameter tensor
+# The values of a batch, and the linear map M of tangents to cotangents in a product J' M J v.
+Inner = Callable[[Any], tuple[list[Tensor], Callable[[Slopes], Slopes]]]
 
 # Float64 sums over the samples, per point and metric: of a, a^2, a b, b, b^2.
 MOMENTS = 5
@@ -27,7 +31,7 @@ STREAM_BYTES = 256 << 20  # of points that share one reading of the samples
 
 
 class EagerEngine:
-    """Sums of losses and metrics, gradients and Hessian-vector products over all samples."""
+    """Sums of losses and metrics, gradients and curvature products over all samples."""
 
     name = "torch"
 
@@ -91,6 +95,14 @@ class EagerEngine:
                 self._add(total, self._product(state, tangents, batch))
         self._require_differentiable()
         return (total / self.total_weight).to(vector.dtype)
+
+    def ggn_vector_product(self, vector: Tensor, direction: Tensor) -> Tensor:
+        """G v [P], G = sum_i J_i' H_i J_i / sum_i b_i; H_i is the Hessian of a_i in the outputs."""
+        return self._product_of_factors(vector, direction, self._outputs)
+
+    def fisher_vector_product(self, vector: Tensor, direction: Tensor) -> Tensor:
+        """F v [P], F = sum_i (grad a_i) (grad a_i)' / b_i / sum_i b_i."""
+        return self._product_of_factors(vector, direction, self._terms)
 
     @functools.cached_property
     def total_weight(self) -> float:
@@ -172,12 +184,7 @@ class EagerEngine:
 
         def run() -> Slopes:
             slopes = _slopes(self._sum_of(batch), leaves, create_graph=True)
-            along = [
-                (slope * tangents[name]).sum()
-                for name, slope in zip(leaves, slopes, strict=True)
-                if slope is not None
-            ]
-            return _slopes(torch.stack(along).sum(), leaves) if along else slopes
+            return _slopes(_dot(slopes, tangents.values()), leaves)
 
         try:
             with torch.enable_grad():
@@ -188,6 +195,79 @@ class EagerEngine:
             raise NotImplementedError(
                 f"hessian_vector_product: model and loss must be twice differentiable, got: {error}"
             ) from error
+
+    def _product_of_factors(self, vector: Tensor, direction: Tensor, inner: Inner) -> Tensor:
+        """J' M J v, for J and M as `inner` has them of a batch, as a mean over all samples."""
+        total = torch.zeros_like(vector, dtype=torch.float64)
+        with self._differentiating(), _DifferentiableWeightNorm(), torch.enable_grad():
+            state = self.module.state(vector.detach())
+            tangents = self.module.layout(self.space.unflatten(direction.detach()))
+            for batch in self.module.batches():
+                self._add(total, self._factors(state, tangents, batch, inner))
+        self._require_differentiable()
+        return (total / self.total_weight).to(vector.dtype)
+
+    def _factors(
+        self, state: dict[str, Tensor], tangents: dict[str, Tensor], batch: Any, inner: Inner
+    ) -> Slopes:
+        """J' M J t of one batch: J t comes with the values, or by a second pass backwards."""
+        leaves = {name: state[name].detach().requires_grad_() for name in tangents}
+
+        def forward() -> Slopes:
+            values, middle = inner(batch)
+            duals = [forward_ad.unpack_dual(value) for value in values]
+            along = middle([None if t is None else t.detach() for _, t in duals])
+            return _slopes(_dot([value for value, _ in duals], along), leaves)
+
+        def reverse() -> Slopes:
+            values, middle = inner(batch)
+            u = {str(k): torch.zeros_like(x).requires_grad_() for k, x in enumerate(values)}
+            slopes = _slopes(_dot(values, u.values()), leaves, create_graph=True)
+            along = middle(_slopes(_dot(slopes, tangents.values()), u))  # linear in u
+            return _slopes(_dot(values, along), leaves)
+
+        if self._forward_mode:
+            _load_forward_mode()
+            try:
+                with forward_ad.dual_level():
+                    duals = {n: forward_ad.make_dual(x, tangents[n]) for n, x in leaves.items()}
+                    return self.module.within({**state, **duals}, forward)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:  # as in `_product`
+                slopes = self.module.within({**state, **leaves}, reverse)
+                self._forward_mode = False
+                return slopes
+        return self.module.within({**state, **leaves}, reverse)
+
+    def _outputs(self, batch: Any) -> tuple[list[Tensor], Callable[[Slopes], Slopes]]:
+        """The outputs that vary with the parameters; M is the Hessian of the loss in them."""
+        inputs, targets = batch
+        parts, structure = pytree.tree_flatten(self.module.call(inputs))
+        varied = [k for k, x in enumerate(parts) if isinstance(x, Tensor) and x.requires_grad]
+
+        def hessian(along: Slopes) -> Slopes:
+            fixed = [_primal(part) for part in parts]
+            points = {str(k): fixed[k].requires_grad_() for k in varied}
+            terms = self.loss(pytree.tree_unflatten(fixed, structure), targets).values.sum()
+            self._differentiable |= terms.requires_grad
+            slopes = _slopes(terms, points, create_graph=True)
+            return _slopes(_dot(slopes, along), points)
+
+        return [parts[k] for k in varied], hessian
+
+    def _terms(self, batch: Any) -> tuple[list[Tensor], Callable[[Slopes], Slopes]]:
+        """The loss terms a_i; M is 1 / b_i on the diagonal, and 0 where a sample has no weight."""
+        inputs, targets = batch
+        values, weights = self.loss(self.module.call(inputs), targets)
+        self._differentiable |= values.requires_grad
+
+        def divide(along: Slopes) -> Slopes:
+            if weights is None:
+                return along
+            return [x if x is None else (x / weights).where(weights > 0, 0) for x in along]
+
+        return [values] if values.requires_grad else [], divide
 
     def _add(self, total: Tensor, slopes: Slopes) -> None:
         for entry, slope in zip(self.space.entries, slopes, strict=True):
@@ -214,6 +294,18 @@ def _slopes(value: Tensor, leaves: dict[str, Tensor], create_graph: bool = False
             value, list(leaves.values()), create_graph=create_graph, allow_unused=True
         )
     )
+
+
+def _dot(first: Iterable[Tensor | None], second: Iterable[Tensor | None]) -> Tensor:
+    """The sum of all inner products; a missing tensor counts as zero."""
+    pairs = zip(first, second, strict=True)
+    products = [(x * y).sum() for x, y in pairs if x is not None and y is not None]
+    return torch.stack(products).sum() if products else torch.zeros(())
+
+
+def _primal(part: Any) -> Any:
+    """A part of the outputs as a constant, without the tangent that it may carry."""
+    return forward_ad.unpack_dual(part).primal.detach() if isinstance(part, Tensor) else part
 
 
 class _DifferentiableWeightNorm(TorchFunctionMode):
