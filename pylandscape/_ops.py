@@ -4,8 +4,9 @@ This is the only file that names `torch.ops.pylandscape`. The schemas are in `cs
 kernels in `csrc/cpu/<operator>.cpp`. Arguments are checked here, once, for all devices. None of the
 operators is differentiable.
 
-The kernels are for CPU tensors of float32 or float64. Tensors on other devices, and other dtypes
-where that makes sense, are served by plain torch code below.
+The kernels are for float32 and float64, on CPUs (`pylandscape._C`) and, where `pylandscape._C_cuda`
+was built, on CUDA devices. Tensors on other devices, and other dtypes where that makes sense, are
+served by plain torch code below.
 
 Shapes: P parameters, D directions, K points, F filters. A filter table is int64 [T, 4] with rows
 (offset, outer, rows, inner) that cover [0, P) in order: element (o, r, i) of a row lies at
@@ -13,7 +14,7 @@ Shapes: P parameters, D directions, K points, F filters. A filter table is int64
 numbered through the table.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,13 +31,23 @@ except ImportError as error:
         "installed package: run it from another folder."
     ) from error
 
+_C_cuda: Any = None
+_cuda_obstacle = "this torch is built without CUDA"
+if torch.version.cuda is not None:
+    try:
+        from pylandscape import _C_cuda
+    except ImportError as error:
+        _cuda_obstacle = str(error)
+
 _C.isa()  # a PYLANDSCAPE_ISA that this machine cannot run is an error now, not at the first use
 
 __all__ = [
     "LanczosStep",
     "build",
+    "cuda_build",
     "evaluate_points",
     "filter_norms",
+    "has_kernels",
     "isa",
     "isa_levels",
     "lanczos_step",
@@ -89,6 +100,28 @@ def build() -> dict[str, str]:
     return {"path": str(_C.__file__)} | _C.build()
 
 
+def cuda_build() -> dict[str, str]:
+    """How the operators for CUDA were built and where they lie: `path`, `cuda`, `architectures`.
+
+    Where there are none it has the single key `obstacle`, the reason.
+    """
+    if _C_cuda is None:
+        return {"obstacle": _cuda_obstacle}
+    return {"path": str(_C_cuda.__file__)} | _C_cuda.build()
+
+
+def has_kernels(tensor: Tensor) -> bool:
+    """Whether compiled kernels serve the device and dtype of `tensor`.
+
+    Example:
+        >>> has_kernels(torch.zeros(1)), has_kernels(torch.zeros(1, dtype=torch.bfloat16))
+        (True, False)
+    """
+    device = tensor.device.type
+    compiled = device == "cpu" or (device == "cuda" and _C_cuda is not None)
+    return compiled and tensor.dtype in (torch.float32, torch.float64)
+
+
 # perturb --------------------------------------------------------------------------------------
 
 
@@ -132,7 +165,7 @@ def perturb(
     coordinates = _coordinates(center, coordinates, len(directions))
     points = _points(center, coordinates, out)
     with torch.no_grad():
-        if _native(center):
+        if has_kernels(center):
             torch.ops.pylandscape.perturb(
                 points, center.contiguous(), directions.contiguous(), coordinates
             )
@@ -184,7 +217,7 @@ def perturb_random(
     points = _points(center, coordinates, out)
     scales = scales.to("cpu", torch.float64).contiguous()
     with torch.no_grad():
-        if _native(center):
+        if has_kernels(center):
             torch.ops.pylandscape.perturb.random(
                 points, center.contiguous(), seeds, scales, filter_table, coordinates
             )
@@ -231,7 +264,7 @@ def filter_norms(vector: Tensor, filter_table: Tensor) -> Tensor:
     _vector_size("filter_norms", "vector", vector)
     filter_table = _table("filter_norms", filter_table)
     with torch.no_grad():
-        if _native(vector):
+        if has_kernels(vector):
             return torch.ops.pylandscape.filter_norms(vector.contiguous(), filter_table)
         norms = [
             torch.linalg.vector_norm(part.view(outer, rows, inner).double(), dim=(0, 2))
@@ -277,17 +310,18 @@ def _(seeds: Tensor, filter_table: Tensor) -> Tensor:
 # random_normal --------------------------------------------------------------------------------
 
 
-def random_normal(seeds: Tensor | int, size: int) -> Tensor:
+def random_normal(seeds: Tensor | int, size: int, device: torch.device | str = "cpu") -> Tensor:
     """Independent standard normal numbers, the raw random directions.
 
     Element p of a stream depends on the seed and p alone: Philox4x32-10 with the 64-bit seed as key
     and p // 4 as counter, and the Box-Muller transform of its words in float32 (relative error
-    below 5e-7, |z| < 6.764). It is the same bits on every machine, instruction set and number of
-    threads.
+    below 5e-7, |z| < 6.764). It is the same bits on every machine, instruction set, device and
+    number of threads.
 
     Args:
         seeds: int64 [D], or one integer that fits int64.
         size: P >= 0.
+        device: of the result.
 
     Returns:
         float32 [D, P], or [P] for one integer.
@@ -302,7 +336,9 @@ def random_normal(seeds: Tensor | int, size: int) -> Tensor:
     streams = _seeds("random_normal", seeds)
     if size < 0:
         raise ValueError(f"random_normal: size must be at least 0, got {size}.")
-    numbers = torch.ops.pylandscape.random_normal(streams, size)
+    if has_kernels(torch.empty(0, device=device)):
+        streams = streams.to(device)
+    numbers = torch.ops.pylandscape.random_normal(streams, size).to(device)
     return numbers[0] if isinstance(seeds, int) else numbers
 
 
@@ -398,7 +434,7 @@ def lanczos_step(
     if tolerance is None:
         tolerance = 10 * torch.finfo(product.dtype).eps
     with torch.no_grad():
-        step = torch.ops.pylandscape.lanczos_step if _native(product) else _lanczos_step
+        step = torch.ops.pylandscape.lanczos_step if has_kernels(product) else _lanczos_step
         coefficients, beta, breakdown = step(basis, product, row, float(scale), float(tolerance))
     return LanczosStep(coefficients.cpu(), float(beta), bool(breakdown))
 
@@ -483,11 +519,6 @@ def _(
 
 
 # Arguments ------------------------------------------------------------------------------------
-
-
-def _native(tensor: Tensor) -> bool:
-    """Whether the compiled kernels serve this tensor."""
-    return tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64)
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:

@@ -143,7 +143,7 @@ class Directions:
             center: [P].
             coordinates: [K, D].
         """
-        if self._stored is not None or center.device.type != "cpu":
+        if self._stored is not None or not _ops.has_kernels(center):
             return _ops.perturb(center, self._on(center), coordinates)
         assert self._seeds is not None
         assert self._scales is not None
@@ -290,7 +290,7 @@ def _scales(
     if normalize == "none":
         return kept
     table = space.filter_table
-    of_center = _ops.filter_norms(center, table)
+    of_center = _ops.filter_norms(center, table).cpu()
     of_raw = _ops.normal_filter_norms(seed, table)
     if normalize == "filter":
         return kept * of_center / (of_raw + 1e-10)
@@ -308,7 +308,7 @@ def _elementwise(
 ) -> Tensor:
     """Directions that are no per-filter multiple of the raw one, [P]."""
     if normalize == "weight":
-        direction = _ops.random_normal(seed, space.size).to(center) * center
+        direction = _ops.random_normal(seed, space.size, center.device).to(center) * center
         for entry in space.entries:
             if ignore == "biasbn" and entry.is_vector:
                 direction[entry.slice] = 0

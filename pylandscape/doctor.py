@@ -37,7 +37,7 @@ def report() -> str:
             "in use": f"{_ops.isa()}, {_choice()}",
         },
         "compiled operators for CUDA": {
-            "binary": "none: this version has no CUDA operators, tensors on a GPU use plain torch",
+            **_cuda_binary(),
             "torch": f"built for CUDA {torch.version.cuda}"
             if torch.version.cuda
             else "without CUDA",
@@ -51,6 +51,16 @@ def report() -> str:
         width = max(map(len, rows))
         lines += [title, *(f"  {name:{width}}  {text}" for name, text in rows.items()), ""]
     return "\n".join(lines).rstrip()
+
+
+def _cuda_binary() -> dict[str, str]:
+    """The module for GPUs, or why there is none."""
+    build = _ops.cuda_build()
+    if "obstacle" in build:
+        why = f"none: {build['obstacle']}. Tensors on a GPU use plain torch"
+        return {"binary": why, "to build": "PYLANDSCAPE_CUDA=1 pip install . (needs nvcc)"}
+    architectures = f"{build['architectures']}, and what the driver compiles for later ones"
+    return {"binary": build["path"], "nvcc of": build["cuda"], "compiled for": architectures}
 
 
 def _hex_version(text: str) -> str:

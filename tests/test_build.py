@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 
 import pylandscape
 from pylandscape import _ops, doctor
@@ -87,6 +88,24 @@ def test_doctor_tells_what_was_built() -> None:
     assert re.search(rf"in use +{_ops.isa()},", text)
     assert re.search(r"^  zarr +\d", text, re.MULTILINE)
     assert "CUDA" in text
+
+
+def test_the_cuda_operators_are_there_where_they_can_be() -> None:
+    """Importing them takes no GPU and no driver; torch says what is missing where one is used."""
+    build = _ops.cuda_build()
+    if torch.version.cuda is None or shutil.which("nvcc") is None:
+        pytest.skip(build.get("obstacle", "built elsewhere"))
+    assert build["cuda"].split(".")[0] == torch.version.cuda.split(".")[0]
+    assert "sm_90" in build["architectures"]
+    assert build["path"] in doctor.report()
+    undefined = subprocess.run(
+        ["nm", "--dynamic", "--undefined-only", "--demangle", build["path"]],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert not re.findall(r"\b(?:at|c10|torch)::\w+", undefined)
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match=r"(?i)driver|GPU|device"):
+            _ops.random_normal(0, 4, device="cuda")
 
 
 def test_doctor_says_who_chose_the_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:

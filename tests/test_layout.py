@@ -23,7 +23,7 @@ COMPILED = [
 
 # A module may import from its own rank and from lower ones.
 RANKS = [
-    {"_C", "_version", "_checks", "_files", "progress"},
+    {"_C", "_C_cuda", "_version", "_checks", "_files", "progress"},
     {"_ops"},
     {"parameters", "losses", "data"},
     {"engines", "directions"},
@@ -81,6 +81,13 @@ def test_an_operator_is_found_by_its_name(operator: str, place: str) -> None:
     assert (ROOT / place.format(operator)).is_file()
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "csrc").glob("cuda/*.cu")), ids=lambda p: p.name)
+def test_kernels_for_gpus_stand_apart_from_torch(path: Path) -> None:
+    """An operator's .cuh is pointers and kernels, which the host can run; its .cu launches them."""
+    assert path.stem in OPERATORS
+    assert "torch/" not in path.with_suffix(".cuh").read_text()
+
+
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_an_operator_has_one_wrapper_and_its_fake_kernels(operator: str) -> None:
     wrappers = (PACKAGE / "_ops.py").read_text()
@@ -99,7 +106,7 @@ def test_only_ops_loads_the_binary() -> None:
     loading = [
         path.name
         for path in python_files()
-        if re.search(r"^\s*(from|import) .*\b_C\b", path.read_text(), re.MULTILINE)
+        if re.search(r"^\s*(from|import) .*\b_C(_cuda)?\b", path.read_text(), re.MULTILINE)
     ]
     assert loading == ["_ops.py"]
 

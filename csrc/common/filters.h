@@ -44,4 +44,11 @@ inline FilterTable read_filter_table(const char* function, const torch::stable::
   return table;
 }
 
+// Throws in the name of `function` unless the table is one for so many parameters and filters.
+inline void require_covers(const char* function, const FilterTable& table, std::int64_t size,
+                           std::int64_t filters) {
+  require(table.size == size && table.filters == filters, function, ": filter_table must describe ",
+          size, " parameters and ", filters, " filters, got ", table.size, " and ", table.filters);
+}
+
 }  // namespace pylandscape

@@ -92,9 +92,7 @@ void perturb_random_cpu(const Tensor& points, const Tensor& center, const Tensor
                         const Tensor& scales, const Tensor& filter_table,
                         const Tensor& coordinates) {
   const FilterTable table = read_filter_table("perturb", filter_table);
-  require(table.size == center.numel() && table.filters == scales.size(1),
-          "perturb: filter_table must describe ", center.numel(), " parameters and ",
-          scales.size(1), " filters, got ", table.size, " and ", table.filters);
+  require_covers("perturb", table, center.numel(), scales.size(1));
   if (center.scalar_type() == ScalarType::Float) {
     perturb_generated<float>(points, center, seeds, scales, table, coordinates);
   } else {

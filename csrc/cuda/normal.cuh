@@ -1,0 +1,65 @@
+// The generator of common/philox.inc in a GPU's scalars: the same bits as on a CPU. Files that
+// include it are compiled without contraction (nvcc -fmad=false).
+
+#pragma once
+
+#include "cuda/device.cuh"
+
+namespace pylandscape::cuda {
+namespace generator {
+
+using f32 = float;
+using i32 = std::int32_t;
+using u32 = std::uint32_t;
+using u64 = std::uint64_t;
+
+#if defined(__CUDA_ARCH__)
+__device__ inline u32 bits(f32 x) { return __float_as_uint(x); }
+__device__ inline f32 from_bits(u32 x) { return __uint_as_float(x); }
+#else
+__host__ __device__ inline u32 bits(f32 x) {
+  u32 u;
+  __builtin_memcpy(&u, &x, 4);
+  return u;
+}
+__host__ __device__ inline f32 from_bits(u32 x) {
+  f32 f;
+  __builtin_memcpy(&f, &x, 4);
+  return f;
+}
+#endif
+__device__ inline i32 as_signed(u32 x) { return static_cast<i32>(x); }
+__device__ inline u32 as_unsigned(i32 x) { return static_cast<u32>(x); }
+__device__ inline f32 to_float(i32 x) { return static_cast<f32>(x); }
+__device__ inline f32 square_root(f32 x) { return sqrtf(x); }
+__device__ inline u64 multiply_low_words(u64 a, u32 b) { return (a & 0xffffffffu) * b; }
+
+#define PYLANDSCAPE_INLINE __device__ inline
+#include "common/philox.inc"
+#undef PYLANDSCAPE_INLINE
+
+}  // namespace generator
+
+struct Normals {
+  float z[4];
+};
+
+// Elements 4 counter to 4 counter + 3 of the stream of `seed`.
+__device__ inline Normals normals(std::uint64_t seed, std::uint64_t counter) {
+  const generator::PhiloxBlock x = generator::philox(seed, counter);
+  Normals result;
+  generator::normal_pair(static_cast<std::uint32_t>(x.x0), static_cast<std::uint32_t>(x.x1),
+                         result.z[0], result.z[1]);
+  generator::normal_pair(static_cast<std::uint32_t>(x.x2), static_cast<std::uint32_t>(x.x3),
+                         result.z[2], result.z[3]);
+  return result;
+}
+
+// Element `i` alone: four times the work.
+__device__ inline float normal(std::uint64_t seed, Int i) {
+  const Normals four = normals(seed, static_cast<std::uint64_t>(i / 4));
+  const Int at = i % 4;
+  return at == 0 ? four.z[0] : at == 1 ? four.z[1] : at == 2 ? four.z[2] : four.z[3];
+}
+
+}  // namespace pylandscape::cuda
