@@ -4,7 +4,15 @@ from pylandscape import _ops as _ops
 from pylandscape import sharpness
 from pylandscape._version import __version__
 from pylandscape.connectivity import interpolate
-from pylandscape.curvature import GGN, Eigenpairs, Fisher, Hessian, eigenpairs
+from pylandscape.curvature import (
+    GGN,
+    Eigenpairs,
+    Fisher,
+    Hessian,
+    eigenpairs,
+    layer_spectra,
+    spectral_density,
+)
 from pylandscape.directions import Directions, difference_directions, random_directions
 from pylandscape.explain import explain
 from pylandscape.objective import Interrupted, Objective
@@ -31,7 +39,9 @@ __all__ = [
     "GGN",
     "Hessian",
     "eigenpairs",
+    "layer_spectra",
     "sharpness",
+    "spectral_density",
     # the path that training took
     "Recorder",
     "Trajectory",

@@ -47,14 +47,16 @@ class Interrupted(KeyboardInterrupt):
 
     Attributes:
         values: loss and metrics [K] by name, NaN where nothing had been evaluated.
-        done: the number of points that had been, from the first on.
+        done: the number of points that had been, from the first on, or of matrix-vector products.
         surface: the same as a dataset, where a slice was being evaluated.
+        result: what an analysis of the curvature had found so far, None where that is nothing.
     """
 
-    def __init__(self, values: dict[str, Tensor], done: int) -> None:
-        super().__init__(f"interrupted after {done} points")
+    def __init__(self, values: dict[str, Tensor], done: int, unit: str = "points") -> None:
+        super().__init__(f"interrupted after {done} {unit}")
         self.values, self.done = values, done
         self.surface: Any = None
+        self.result: Any = None
 
 
 class Objective:

@@ -17,6 +17,7 @@ from matplotlib.collections import LineCollection, QuadMesh
 from matplotlib.contour import QuadContourSet
 from matplotlib.text import Text
 
+import pylandscape as pl
 from pylandscape import plots
 from pylandscape.plots._interpolation import barrier_height
 from pylandscape.plots._surface import faces_of
@@ -99,6 +100,23 @@ def pairs_of(values=(-0.5, 42.0, 7.0), converged=True):
     return SimpleNamespace(values=values, residuals=residuals, converged=converged, attrs=ATTRS)
 
 
+def spectrum_of(matrix=None, **options):
+    n = 60
+    values = torch.cat([torch.linspace(-0.1, 1, n - 2), torch.tensor([4.0, 9.0])])
+    matrix = torch.diag(values.double()) if matrix is None else matrix
+    found = pl.spectral_density(matrix, probes=3, steps=20, **options)
+    return found.assign_attrs(ATTRS | {"matrix": "Hessian", "size": n})
+
+
+def layers_of(count=4):
+    n = np.arange(1.0, count + 1)
+    names = {"lambda_max": 10.0**n, "lambda_max_residual": 1.0 + 0 * n, "lambda_min": 2 - n}
+    names |= {"lambda_min_residual": 0.1 * n, "trace": 3 - n, "trace_stderr": 0.5 * n}
+    names |= {"parameters": (1000 * n).astype(int)}
+    layer = [f"block.{k}.conv1" for k in range(count)]
+    return xr.Dataset({k: ("layer", v) for k, v in names.items()}, {"layer": layer}, ATTRS)
+
+
 def spiked():
     """A bowl with a few values that would flatten it, on a linear scale."""
     surface = plane_of(lambda x, y: 1 + x**2 + y**2, 31, 31)
@@ -136,6 +154,12 @@ FIGURES = {
     "gradient_norm": lambda: plots.gradient_norm(log_of()),
     "eigenvalues": lambda: plots.eigenvalues(pairs_of()),
     "eigenvalues, many": lambda: plots.eigenvalues(pairs_of([0.123 * n - 0.7 for n in range(12)])),
+    "density": lambda: plots.density(spectrum_of()),
+    "density, linear": lambda: plots.density(spectrum_of(), scale="linear"),
+    "density, magnitude": lambda: plots.density(spectrum_of(), magnitude=True),
+    "density, of zero": lambda: plots.density(spectrum_of(torch.zeros(60, 60))),
+    "layers": lambda: plots.layers(layers_of()),
+    "layers, many": lambda: plots.layers(layers_of(24)),
     "eigenvalues, unconverged": lambda: plots.eigenvalues(pairs_of(converged=False)),
 }
 every_figure = pytest.mark.parametrize("make", FIGURES.values(), ids=FIGURES.keys())
@@ -632,6 +656,39 @@ def test_eigenvalues_fall_and_carry_their_residuals():
     assert [text.get_text() for text in labels] == ["not converged"]
 
 
+def test_the_density_has_its_band_and_its_ends():
+    found = spectrum_of()
+    figure = plots.density(found, scale="linear")
+    (line,) = [x for x in figure.axes[0].get_lines() if len(x.get_xdata()) > 2]
+    assert line.get_ydata() == pytest.approx(found["density"].values)
+    (band,) = find(figure, "errors")
+    outline = band.get_paths()[0].vertices
+    top = float((found["density"] + 2 * found["density_stderr"]).max())
+    assert outline[:, 1].max() == pytest.approx(top)
+    for name in ("lambda_max", "lambda_min"):
+        assert find(figure, name)[0].get_xdata() == pytest.approx([float(found[name])])
+    assert words(figure).startswith("Hessian of the loss (cross-entropy) of SmallCNN")
+    assert "2 standard errors over 3 random vectors" in words(figure)
+
+
+def test_a_log_density_ends_below_the_height_of_one_eigenvalue():
+    found = spectrum_of()
+    low, high = plots.density(found).axes[0].get_ylim()
+    assert low == pytest.approx(0.1 / 60 / (found.attrs["sd"] * (2 * np.pi) ** 0.5))
+    assert high > float(found["density"].max())
+
+
+def test_layers_are_drawn_from_the_first_down_with_their_signs():
+    spectra = layers_of()
+    ax = plots.layers(spectra).axes[0]
+    assert ax.get_yticklabels()[0].get_text() == "block.0.conv1 (1,000)"
+    assert ax.yaxis_inverted()
+    drawn = {bar.get_label(): bar.lines[0].get_xydata() for bar in ax.containers}
+    assert drawn["largest"] == pytest.approx(np.stack([[10, 100, 1e3, 1e4], range(4)], 1))
+    assert drawn["-smallest"] == pytest.approx(np.array([[1, 2], [2, 3]]))  # of the negative ones
+    assert drawn["mean"][:, 0] == pytest.approx([2e-3, 5e-4, 2.5e-4])  # without the one of 0
+
+
 # -- trajectories --------------------------------------------------------------------------------
 
 
@@ -704,6 +761,11 @@ BAD = [
     (lambda: plots.trajectory(plane, path_of().drop_vars("distance")), ValueError, "'distance'"),
     (lambda: plots.trajectory(plane, path_of() * np.nan), ValueError, "finite snapshot"),
     (lambda: plots.trajectory(plane, 3), TypeError, "projected must be an xarray.Dataset, got 3"),
+    (lambda: plots.density(curve), ValueError, "variable 'density', got loss"),
+    (lambda: plots.density([1.0]), TypeError, "spectrum must be an xarray.Dataset"),
+    (lambda: plots.density(spectrum_of() * np.nan), ValueError, "must be finite, got NaN"),
+    (lambda: plots.layers(curve), ValueError, r"must have a dimension layer, got alpha"),
+    (lambda: plots.layers(layers_of()[["trace"]]), ValueError, "variable 'lambda_max', got trace"),
     (lambda: plots.eigenvalues([1.0]), TypeError, "pairs must have values and residuals"),
     (lambda: plots.eigenvalues(SimpleNamespace(values=[1.0], residuals=[])), ValueError, "one len"),
     (lambda: plots.eigenvalues(SimpleNamespace(values=[np.nan], residuals=[1.0])), ValueError,

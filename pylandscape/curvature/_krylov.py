@@ -1,12 +1,14 @@
 """An orthonormal basis grown by products with a symmetric matrix: the Lanczos process."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pylandscape import _ops
+from pylandscape._checks import require, show
+from pylandscape.engines.interrupts import DeferredInterrupt
 
 
 class SymmetricOperator(Protocol):
@@ -62,33 +64,48 @@ class Krylov:
     def full(self) -> bool:
         return self.size == self.capacity
 
+    @property
+    def following(self) -> Tensor:
+        """u [n], of which the next step needs the product."""
+        return self.rows[self.first + self.size]
+
+    @property
+    def size_of_columns(self) -> float:
+        """The largest norm of a column of T, a lower bound on the norm of H."""
+        m = self.size
+        return float(np.linalg.norm(self._projected[:m, :m], axis=0).max(initial=0.0))
+
     def step(self, H: SymmetricOperator, scale: float) -> None:
-        """One product: takes u into the basis and finds the next u.
+        """One product: takes u into the basis and finds the next u; errors as for `take`."""
+        self.take(H @ self.following, scale)
+
+    def take(self, product: Tensor, scale: float) -> None:
+        """Takes u into the basis and finds the next u.
 
         Args:
-            H: the matrix.
-            scale: the size of its eigenvalues as far as known, to tell a next u from rounding.
+            product: H u [n], overwritten.
+            scale: the size of the eigenvalues of H as far as known, to tell a next u from rounding.
 
         Raises:
             ValueError: the product is not finite.
         """
         m, row = self.size, self.first + self.size
-        product = H @ self.rows[row]
         if product.data_ptr() == self.rows[row].data_ptr():  # H = I may return its argument
             product = product.clone()
-        step = _ops.lanczos_step(
-            basis=self.rows, product=product.contiguous(), row=row, scale=scale
-        )
-        column = step.coefficients[self.first :].numpy()
-        if not np.isfinite([*column, step.beta]).all():
-            raise ValueError(
-                f"eigenpairs: H @ v must be finite, got NaN or infinity in product {row + 1}. "
-                "Look for them in the matrix."
+        with DeferredInterrupt():
+            step = _ops.lanczos_step(
+                basis=self.rows, product=product.contiguous(), row=row, scale=scale
             )
-        self._projected[: m + 1, m] = self._projected[m, : m + 1] = column
-        self.size += 1
-        self.coupling[:] = 0.0
-        self.coupling[m] = 0.0 if step.breakdown else step.beta
+            column = step.coefficients[self.first :].numpy()
+            require(
+                bool(np.isfinite([*column, step.beta]).all()),
+                f"H @ v must be finite, got NaN or infinity in product {row + 1}. "
+                "Look for them in the matrix.",
+            )
+            self._projected[: m + 1, m] = self._projected[m, : m + 1] = column
+            self.coupling[:] = 0.0
+            self.coupling[m] = 0.0 if step.breakdown else step.beta
+            self.size += 1
 
     def ritz(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Eigenvalues [m] of T, ascending, its eigenvectors [m, m], and the residual bounds [m].
@@ -107,13 +124,14 @@ class Krylov:
     def restart(self, values: np.ndarray, vectors: np.ndarray) -> None:
         """Shrinks the basis to Ritz vectors: eigenvalues [p] of T and its eigenvectors [m, p]."""
         m, p = self.size, len(values)
-        combine_rows(self.rows[self.first : self.first + m], vectors)
-        if not self.exhausted:
-            self.rows[self.first + p] = self.rows[self.first + m]
-        self.coupling[:p] = self.coupling[:m] @ vectors
-        self.coupling[p:] = 0.0
-        self._projected[:p, :p] = np.diag(values)
-        self.size = p
+        with DeferredInterrupt():
+            combine_rows(self.rows[self.first : self.first + m], vectors)
+            if not self.exhausted:
+                self.rows[self.first + p] = self.rows[self.first + m]
+            self.coupling[:p] = self.coupling[:m] @ vectors
+            self.coupling[p:] = 0.0
+            self._projected[:p, :p] = np.diag(values)
+            self.size = p
 
 
 def combine_rows(rows: Tensor, coefficients: np.ndarray) -> None:
@@ -126,3 +144,31 @@ def combine_rows(rows: Tensor, coefficients: np.ndarray) -> None:
     weights = torch.from_numpy(np.ascontiguousarray(coefficients.T)).to(rows.device)
     for block in rows.split(8192, dim=1):
         block[:p] = (weights @ block.double()).to(rows.dtype)
+
+
+def check_operator(H: Any, where: str) -> None:
+    """Raises unless `H` is a symmetric operator of a dtype that Lanczos works in."""
+    needed = ("shape", "dtype", "device", "__matmul__")
+    require(
+        all(hasattr(H, name) for name in needed),
+        f"{where}: H must have {', '.join(needed)}, got {show(H)}. Pass pl.Hessian(objective).",
+        TypeError,
+    )
+    require(
+        len(H.shape) == 2 and H.shape[0] == H.shape[1] >= 1,
+        f"{where}: H must be a square matrix, got shape {list(H.shape)}.",
+    )
+    require(
+        H.dtype in (torch.float32, torch.float64),
+        f"{where}: H must be float32 or float64, got {H.dtype}. Convert it first.",
+    )
+    if isinstance(H, Tensor) and H.layout == torch.strided:
+        require(
+            torch.allclose(H, H.T, 1e-4, 1e-6 * float(H.abs().nan_to_num().max()), equal_nan=True),
+            f"{where}: H must be symmetric, got a matrix that differs from its transpose.",
+        )
+
+
+def described(H: SymmetricOperator) -> dict[str, Any]:
+    """How a matrix was made, for the attributes of results: nothing where it does not say so."""
+    return H.describe() if hasattr(H, "describe") else {}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pylandscape._checks import require, show
-from pylandscape.curvature._krylov import Krylov, SymmetricOperator, combine_rows
+from pylandscape.curvature._krylov import Krylov, SymmetricOperator, check_operator, combine_rows
 from pylandscape.progress import progress_bar
 
 Which = Literal["largest", "smallest", "both", "magnitude"]
@@ -113,7 +113,7 @@ def eigenpairs(
         >>> pl.eigenpairs(H, k=1, which="both").values.round(decimals=6).tolist()
         [10.0, -3.0]
     """
-    _check_operator(H)
+    check_operator(H, "eigenpairs")
     n = H.shape[0]
     require(isinstance(k, int) and k >= 1, f"eigenpairs: k must be an int >= 1, got {show(k)}.")
     require(
@@ -357,28 +357,6 @@ def _storage(H: SymmetricOperator, count: int, memory: float) -> Tensor:
         f"got {show(memory)} bytes. Give {(least + 1) * row_bytes} or more.",
     )
     return torch.empty(capacity + 1, n, dtype=H.dtype, device=H.device)
-
-
-def _check_operator(H: Any) -> None:
-    needed = ("shape", "dtype", "device", "__matmul__")
-    require(
-        all(hasattr(H, name) for name in needed),
-        f"eigenpairs: H must have {', '.join(needed)}, got {show(H)}. Pass pl.Hessian(objective).",
-        TypeError,
-    )
-    require(
-        len(H.shape) == 2 and H.shape[0] == H.shape[1] >= 1,
-        f"eigenpairs: H must be a square matrix, got shape {list(H.shape)}.",
-    )
-    require(
-        H.dtype in (torch.float32, torch.float64),
-        f"eigenpairs: H must be float32 or float64, got {H.dtype}. Convert it first.",
-    )
-    if isinstance(H, Tensor) and H.layout == torch.strided:
-        require(
-            torch.allclose(H, H.T, 1e-4, 1e-6 * float(H.abs().nan_to_num().max()), equal_nan=True),
-            "eigenpairs: H must be symmetric, got a matrix that differs from its transpose.",
-        )
 
 
 def _advice(complete: bool, reached: bool, dtype: torch.dtype) -> str:

@@ -1,5 +1,6 @@
 """Curvature matrices of a loss as linear operators over the flat parameter vector."""
 
+import glob
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -91,6 +92,16 @@ class CurvatureOperator:
         n = self._size
         block = "" if self._slices is None else f", block of {len(self.names)} tensors"
         return f"{self.kind}({n} x {n}, {self.dtype}, {self.device}{block})"
+
+    def block(self, names: Iterable[str]) -> "CurvatureOperator":
+        """The principal block for the parameters with these names, at the same point."""
+        patterns = [glob.escape(name) for name in names]
+        return CurvatureOperator(self.kind, self.objective, self.at, patterns)
+
+    def describe(self) -> dict[str, Any]:
+        """How results are made, for their attributes: only strings, numbers and lists of them."""
+        block = {} if self._slices is None else {"only": list(self.names)}
+        return {"matrix": self.kind, "size": self._size} | block | self.objective.describe()
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """The product with a vector [n] or with every column of a block [n, K].

@@ -11,6 +11,7 @@ named in a legend and counted in the caption. Nothing is interpolated over them.
 
 from pylandscape.plots._caption import caption
 from pylandscape.plots._contour import contour
+from pylandscape.plots._density import density, layers
 from pylandscape.plots._eigenvalues import eigenvalues
 from pylandscape.plots._interpolation import interpolation
 from pylandscape.plots._line import line
@@ -22,9 +23,11 @@ from pylandscape.plots._trajectory import trajectory
 __all__ = [
     "caption",
     "contour",
+    "density",
     "eigenvalues",
     "gradient_norm",
     "interpolation",
+    "layers",
     "line",
     "save",
     "surface",

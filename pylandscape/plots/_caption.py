@@ -53,7 +53,8 @@ def _subject(attrs: Mapping[Any, Any]) -> str:
         samples, population = attrs["samples"], attrs.get("population", attrs["samples"])
         of_all = f" of {_count(population)}" if population != samples else ""
         text += f" (N = {_count(samples)}{of_all})"
-    return f"Loss{text}." if text else ""
+    what = f"{attrs['matrix']} of the loss" if "matrix" in attrs else "Loss"
+    return f"{what}{text}." if text else ""
 
 
 def _method(attrs: Mapping[Any, Any]) -> str:

@@ -1,0 +1,227 @@
+"""The spectral density of a curvature matrix, and the spectra of its layers side by side."""
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from pylandscape._checks import require
+from pylandscape.plots import _style
+from pylandscape.plots._caption import compose
+from pylandscape.plots._line import ERRORS, finish_panel
+from pylandscape.plots._values import (
+    Floats,
+    Scale,
+    is_log,
+    number_texts,
+    require_dataset,
+    require_variable,
+)
+
+DECADES = 6.0  # a logarithmic density shows at most so many below its maximum
+SIGNS = {1: ("positive", _style.BLUE), -1: ("negative", _style.RED)}
+LAYER_HEIGHT = 0.19  # inches
+
+
+@_style.in_style
+def density(
+    spectrum: xr.Dataset,
+    ax: Axes | None = None,
+    *,
+    magnitude: bool = False,
+    scale: Scale = "log",
+    caption: bool = True,
+) -> Figure:
+    """A spectral density with a band of two standard errors, and its outermost eigenvalues.
+
+    The band is the spread over the random vectors. A logarithmic scale ends a decade below the
+    height of a single eigenvalue, at most six decades below the maximum: what lies between
+    eigenvalues that stand alone is no density.
+
+    Args:
+        spectrum: what `spectral_density` gives, or a layer of what `layer_spectra` gives.
+        ax: where to draw; None makes a new figure.
+        magnitude: draws the density of log10 |eigenvalue|, of the positive and of the negative
+            ones, for spectra of many decades.
+        scale: of the density, "log", "linear" or "auto".
+        caption: whether a new figure carries its caption.
+
+    Returns:
+        The figure that holds the drawing.
+
+    Raises:
+        TypeError: if `spectrum` is not a Dataset.
+        ValueError: if it has no density, or no finite one.
+
+    Example:
+        >>> import torch, pylandscape as pl
+        >>> found = pl.spectral_density(torch.diag(torch.linspace(-1, 3, 50)), probes=3, steps=10)
+        >>> pl.plots.density(found).axes[0].get_xlabel()
+        'eigenvalue'
+    """
+    where = "plots.density"
+    require_dataset(spectrum, where, "spectrum")
+    name = "log_density" if magnitude else "density"
+    require_variable(spectrum, name, where, "spectrum")
+    axis = "magnitude" if magnitude else "eigenvalue"
+    x = np.asarray(spectrum[axis], dtype=np.float64)
+    require(
+        x.ndim == 1,
+        f"{where}: spectrum must be of one matrix, got {x.ndim} dimensions of {axis}. Select a "
+        "layer with sel.",
+    )
+    values = np.asarray(spectrum[name], dtype=np.float64)
+    errors = np.nan_to_num(np.asarray(spectrum[f"{name}_stderr"], dtype=np.float64))
+    require(
+        bool(np.isfinite(values).all()),
+        f"{where}: the density of spectrum must be finite, got NaN or inf.",
+    )
+    if ax is None:
+        (ax,) = _style.new_panels((1.9,))
+    logarithmic = is_log(values, scale, where)
+    bottom = _bottom(spectrum, values, magnitude) if logarithmic else 0.0
+    legend: list[Artist] = []
+    if magnitude:
+        for sign, row, error in zip(spectrum["sign"].values, values, errors, strict=True):
+            label, color = SIGNS[int(sign)]
+            if row.max() > bottom:
+                legend += _draw(ax, x, row, error, bottom, color, label=label)
+        ax.set_xscale("log")
+        ax.set_xlabel("|eigenvalue|")
+        finish_panel(ax, "density per decade")
+    else:
+        _draw(ax, x, values, errors, bottom, _style.BLUE)
+        ax.set_xlabel("eigenvalue")
+        finish_panel(ax, "density")
+    if logarithmic:
+        ax.set_yscale("log")
+    ax.set_ylim(bottom, None if logarithmic else 1.05 * (values + ERRORS * errors).max())
+    ax.set_xlim(x[0], x[-1])
+    if not magnitude:
+        _mark_ends(ax, spectrum)
+    _style.legend_above(ax, legend)
+    known = "probes" in spectrum.attrs and spectrum.attrs["probes"] > 1
+    band = (
+        f"Band: 2 standard errors over {spectrum.attrs['probes']} random vectors" if known else ""
+    )
+    sd = spectrum.attrs.get("broadening")
+    width = f"bumps of {sd:.2g} of the range" if sd and not magnitude else ""
+    note = "; ".join(filter(None, [band, width]))
+    return _style.finish(ax, compose(caption, spectrum, f"{note}." if note else ""))
+
+
+def _draw(
+    ax: Axes, x: Floats, values: Floats, errors: Floats, bottom: float, color: str, **line: Any
+) -> list[Artist]:
+    low = np.maximum(values - ERRORS * errors, bottom / 100)
+    high = values + ERRORS * errors
+    ax.fill_between(x, low, high, color=color, alpha=0.25, linewidth=0, gid="errors")
+    return list(ax.plot(x, np.maximum(values, bottom / 100), color=color, linewidth=0.9, **line))
+
+
+def _bottom(spectrum: xr.Dataset, values: Floats, magnitude: bool) -> float:
+    """A decade below the height of a single eigenvalue where the number of them is known."""
+    top = float(values.max())
+    lowest = top * 10.0**-DECADES
+    if magnitude or "size" not in spectrum.attrs or "sd" not in spectrum.attrs:
+        return lowest
+    one = 1 / (spectrum.attrs["size"] * spectrum.attrs["sd"] * (2 * np.pi) ** 0.5)
+    return max(lowest, 0.1 * one)
+
+
+def _mark_ends(ax: Axes, spectrum: xr.Dataset) -> None:
+    """Triangles below the axis at the outermost eigenvalues, with their numbers."""
+    for name, side, shift in (("lambda_min", "left", 4), ("lambda_max", "right", -4)):
+        if name not in spectrum:
+            continue
+        value = float(spectrum[name])
+        transform = ax.get_xaxis_transform()
+        ax.plot(
+            [value], [0.02], transform=transform, marker="v", markersize=3.5, color="black",
+            linestyle="none", clip_on=False, gid=name,
+        )  # fmt: skip
+        ax.annotate(
+            number_texts([float(f"{value:.3g}")])[0],
+            (value, 0.02), (shift, 4), xycoords=transform, textcoords="offset points",
+            ha=side, va="bottom", fontsize=6,
+        )  # fmt: skip
+
+
+@_style.in_style
+def layers(spectra: xr.Dataset, ax: Axes | None = None, *, caption: bool = True) -> Figure:
+    """The curvature of each layer: largest, most negative and mean eigenvalue of its block.
+
+    The bars are residuals, within which an eigenvalue lies, and one standard error of the mean. The
+    scale is logarithmic in the magnitude; a mean that is negative is hollow.
+
+    Args:
+        spectra: what `layer_spectra` gives.
+        ax: where to draw; None makes a new figure.
+        caption: whether a new figure carries its caption.
+
+    Returns:
+        The figure that holds the drawing.
+
+    Raises:
+        TypeError: if `spectra` is not a Dataset.
+        ValueError: if it has no layers, or lacks their eigenvalues.
+
+    Example:
+        >>> import torch, pylandscape as pl
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+        >>> data = torch.randn(20, 4), torch.randint(0, 3, (20,))
+        >>> H = pl.Hessian(pl.Objective(model, nn.CrossEntropyLoss(), data))
+        >>> figure = pl.plots.layers(pl.layer_spectra(H, probes=2, steps=10))
+        >>> [text.get_text() for text in figure.axes[0].get_yticklabels()]
+        ['0 (40)', '2 (27)']
+    """
+    where = "plots.layers"
+    require_dataset(spectra, where, "spectra")
+    require(
+        "layer" in spectra.dims,
+        f"{where}: spectra must have a dimension layer, got {', '.join(map(str, spectra.dims))}. "
+        "Make it with layer_spectra.",
+    )
+    for name in ("lambda_max", "lambda_min", "trace", "trace_stderr", "parameters"):
+        require_variable(spectra, name, where, "spectra")
+    count = spectra.sizes["layer"]
+    if ax is None:
+        (ax,) = _style.new_panels((0.25 + LAYER_HEIGHT * count,))
+    size = spectra["parameters"]
+    rows = np.arange(count, dtype=np.float64)
+    legend: list[Artist] = []
+    for label, value, error, marker, color in (
+        ("largest", spectra["lambda_max"], spectra["lambda_max_residual"], "o", _style.BLUE),
+        ("-smallest", -spectra["lambda_min"], spectra["lambda_min_residual"], "s", _style.RED),
+        ("mean", spectra["trace"] / size, spectra["trace_stderr"] / size, "D", _style.GREY),
+    ):
+        x, half = np.asarray(value, dtype=np.float64), np.asarray(error, dtype=np.float64)
+        drawn = (x > 0) | ((x < 0) & (label == "mean"))
+        if not drawn.any():
+            continue
+        bars = np.nan_to_num(np.stack([np.minimum(half, 0.9 * np.abs(x)), half]))
+        style: dict[str, Any] = {"marker": marker, "markersize": 3.5, "linestyle": "none"}
+        ax.errorbar(
+            np.abs(x)[drawn], rows[drawn], xerr=bars[:, drawn], color=color, capsize=2,
+            elinewidth=0.8, label=label, **style,
+        )  # fmt: skip
+        below = x < 0
+        if label == "mean" and below.any():
+            ax.plot(np.abs(x)[below], rows[below], color=color, markerfacecolor="white", **style)
+        legend.append(Line2D([0], [0], color=color, label=label, **style))
+    ax.set_xscale("log")
+    ax.set_xlabel("|eigenvalue|")
+    names = zip(spectra["layer"].values, size.values, strict=True)
+    ax.set_yticks(rows, [f"{layer} ({parameters:,})" for layer, parameters in names])
+    ax.set_ylim(count - 0.5, -0.5)
+    ax.grid(axis="y", color="#DDDDDD", linewidth=0.5)
+    ax.set_axisbelow(True)
+    ax.tick_params(axis="y", length=0)
+    _style.legend_above(ax, legend)
+    note = "Beside each layer its number of parameters; bars: residuals, and one standard error."
+    return _style.finish(ax, compose(caption, spectra, note))
