@@ -3,7 +3,7 @@
 from pylandscape import _ops as _ops
 from pylandscape import sharpness
 from pylandscape._version import __version__
-from pylandscape.connectivity import interpolate
+from pylandscape.connectivity import Curve, connect, interpolate
 from pylandscape.curvature import (
     GGN,
     Eigenpairs,
@@ -48,6 +48,8 @@ __all__ = [
     "principal_directions",
     "project",
     # between solutions
+    "Curve",
+    "connect",
     "interpolate",
     # the package
     "__version__",

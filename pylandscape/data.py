@@ -61,7 +61,7 @@ class Samples:
         self._source: DataLoader | list[Any] = []  # of batches, where not kept as one
         self._kept: tuple[Any, Any] | None = None
         if isinstance(data, (tuple, list)) and len(data) == 2:
-            self._kept = self._pair(data)
+            self._kept = self.pair(data)
             self.population = sample_count(self._kept)
             if limit is not None:
                 self._keep_only(limit, seed)
@@ -93,7 +93,11 @@ class Samples:
                 yield pytree.tree_map(lambda leaf, s=start: leaf[s : s + size], self._kept)
             return
         with _untouched_generators(self._source):
-            yield from map(self._pair, self._source)
+            yield from map(self.pair, self._source)
+
+    def take(self, index: Tensor) -> tuple[Any, Any]:
+        """The samples of an index [B]; only where all are kept in memory."""
+        return pytree.tree_map(lambda leaf: leaf.index_select(0, index), self._kept)
 
     def first(self, size: int) -> tuple[Any, Any]:
         """The first `size` samples, or as many as the first batch has."""
@@ -135,7 +139,7 @@ class Samples:
         with _untouched_generators(loader):
             self._probe(loader)
             for batch in loader:
-                kept.append(self._pair(batch))
+                kept.append(self.pair(batch))
                 held += sum(leaf.nbytes for leaf in pytree.tree_leaves(kept[-1]))
                 if held > memory:
                     self._source = loader
@@ -150,7 +154,7 @@ class Samples:
         first, second = (next(iter(loader), None) for _ in range(2))
         require(
             (first is None) == (second is None)
-            and (first is None or alike(self._pair(first), self._pair(second), rtol=0, atol=0)),
+            and (first is None or alike(self.pair(first), self.pair(second), rtol=0, atol=0)),
             "Objective: data must be the same on every pass, got another first batch on the "
             "second: it is shuffled or augmented. Use shuffle=False and evaluation transforms.",
         )
@@ -170,7 +174,8 @@ class Samples:
         chosen = _draw(limit, self.population, seed)
         self._kept = pytree.tree_map(lambda leaf: leaf[chosen.to(leaf.device)], self._kept)
 
-    def _pair(self, batch: Any) -> tuple[Any, Any]:
+    def pair(self, batch: Any) -> tuple[Any, Any]:
+        """A batch (inputs, targets), checked, on the device and in the dtype of the samples."""
         require(
             isinstance(batch, (tuple, list)) and len(batch) == 2,
             f"Objective: data must give pairs (inputs, targets), got {show(batch)}. "

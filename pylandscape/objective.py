@@ -1,5 +1,6 @@
 """The loss of a model over data as a function of its flat parameter vector."""
 
+import contextlib
 import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +13,7 @@ from pylandscape._checks import alike, require, show, users_level
 from pylandscape._version import __version__
 from pylandscape.data import Samples
 from pylandscape.directions import Directions
-from pylandscape.engines.eager import MOMENTS, EagerEngine
+from pylandscape.engines.eager import MOMENTS, EagerEngine, TrainingStep
 from pylandscape.engines.module import PROBE_SAMPLES, Buffers, FunctionalModule
 from pylandscape.engines.native import NativeEngine
 from pylandscape.engines.points import Points
@@ -50,6 +51,9 @@ class Interrupted(KeyboardInterrupt):
         done: the number of points that had been, from the first on, or of matrix-vector products.
         surface: the same as a dataset, where a slice was being evaluated.
         result: what an analysis of the curvature had found so far, None where that is nothing.
+        done: the number of points that had been, from the first on, or of steps of training.
+        surface: the same as a dataset, where a slice was being evaluated.
+        curve: as far as it had been trained, where `connect` was at work.
     """
 
     def __init__(self, values: dict[str, Tensor], done: int, unit: str = "points") -> None:
@@ -57,6 +61,7 @@ class Interrupted(KeyboardInterrupt):
         self.values, self.done = values, done
         self.surface: Any = None
         self.result: Any = None
+        self.curve: Any = None
 
 
 class Objective:
@@ -152,8 +157,11 @@ class Objective:
         self.batchnorm = batchnorm
         self.dtype = self._choose_dtype(dtype)
         self.device = self._find_device()
-        self.data = Samples(data, limit=samples, seed=seed, device=self.device, dtype=self.dtype)
+        if not isinstance(data, Samples):  # else they are those of another objective
+            data = Samples(data, limit=samples, seed=seed, device=self.device, dtype=self.dtype)
+        self.data = data
         self.sample_seed = seed if samples is not None else None
+        self._given: dict[str, Any] = {"loss": loss, "metrics": metrics, "batch_size": batch_size}
         self._engine = self._build_engine(loss, metrics or {}, batch_size)
         self._native: NativeEngine | None = None
         self.choice, self.precision = engine, precision
@@ -166,6 +174,35 @@ class Objective:
                     "Objective: engine must be 'auto' or 'torch' here, got 'native', but "
                     f"{obstacle}."
                 ) from None
+
+    def replace(self, *, data: Any = None, batchnorm: str | None = None) -> "Objective":
+        """The same model and loss on other data or with another BatchNorm policy.
+
+        What is not given stays as it is; the data are shared, not copied.
+
+        Example:
+            >>> import torch, pylandscape as pl
+            >>> model, data = torch.nn.Linear(4, 1), (torch.randn(9, 4), torch.randn(9, 1))
+            >>> objective = pl.Objective(model, torch.nn.MSELoss(), data)
+            >>> part = objective.replace(data=(data[0][:3], data[1][:3]))
+            >>> part.samples, part.space == objective.space
+            (3, True)
+        """
+        engine = self.choice
+        if engine == "native" and batchnorm not in (None, self.batchnorm):
+            engine = "auto"  # the native engine has no statistics of batches
+        other = Objective(
+            self.model,
+            data=self.data if data is None else data,
+            batchnorm=batchnorm or self.batchnorm,
+            engine=engine,
+            precision=self.precision,
+            dtype=self.dtype,
+            **self._given,
+        )
+        if data is None:
+            other.sample_seed = self.sample_seed
+        return other
 
     # -- values at single points -----------------------------------------------------------------
 
@@ -303,6 +340,17 @@ class Objective:
         )
         own = None if buffers is None else (buffers(row) for row in coordinates)
         return self._evaluate(Points(center, directions, coordinates), own, bar)
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[TrainingStep]:
+        """A function (point [P], batch) -> (mean loss, gradient [P]) of single batches.
+
+        While the context lasts the module is in training mode: dropout is on, BatchNorm uses the
+        statistics of the batch. It comes back unchanged. Ctrl-C is seen at the start of a step.
+        """
+        _require_autograd("training")
+        with self._engine.training() as step:
+            yield step
 
     def check_directions(self, directions: Directions, where: str) -> None:
         """Raises unless `directions` lie in this objective's parameter space."""

@@ -24,6 +24,7 @@ Metric = Callable[[Any, Any], PerSample]
 Slopes = list[Tensor | None]  # one per parameter tensor
 # The values of a batch, and the linear map M of tangents to cotangents in a product J' M J v.
 Inner = Callable[[Any], tuple[list[Tensor], Callable[[Slopes], Slopes]]]
+TrainingStep = Callable[[Tensor, Any], tuple[Tensor, Tensor]]
 
 # Float64 sums over the samples, per point and metric: of a, a^2, a b, b, b^2.
 MOMENTS = 5
@@ -103,6 +104,39 @@ class EagerEngine:
     def fisher_vector_product(self, vector: Tensor, direction: Tensor) -> Tensor:
         """F v [P], F = sum_i (grad a_i) (grad a_i)' / b_i / sum_i b_i."""
         return self._product_of_factors(vector, direction, self._terms)
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[TrainingStep]:
+        """A function (vector [P], batch) -> (mean loss, gradient [P]) in training mode.
+
+        The parameters are leaves of their own: the gradient of slices of one vector would be added
+        up from as many vectors [P].
+        """
+        module = self.module
+        state = module.state(torch.zeros(self.space.size, device=module.samples.device), buffers={})
+
+        def step(vector: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
+            module.check_interrupt()
+            parameters = module.layout(self.space.unflatten(vector.detach()))
+            leaves = {name: tensor.requires_grad_() for name, tensor in parameters.items()}
+            inputs, targets = batch
+            pair = (module.as_stored(inputs) if module.samples.in_memory else inputs), targets
+
+            def run() -> tuple[Tensor, Slopes]:
+                terms = self._sum_of(pair)
+                return terms.detach(), _slopes(terms, leaves)
+
+            terms, slopes = module.within({**state, **leaves}, run)
+            parts = [
+                torch.zeros_like(leaf) if slope is None else slope
+                for leaf, slope in zip(leaves.values(), slopes, strict=True)
+            ]
+            self._require_differentiable()
+            weight = self.loss.weight(targets)
+            return terms / weight, torch.cat([part.reshape(-1) for part in parts]) / weight
+
+        with module.training(), torch.enable_grad():
+            yield step
 
     @functools.cached_property
     def total_weight(self) -> float:

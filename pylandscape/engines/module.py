@@ -58,6 +58,10 @@ class FunctionalModule:
             self._interrupt.check()
             yield batch
 
+    def check_interrupt(self) -> None:
+        """Acts on a Ctrl-C that has come since the last pass began."""
+        self._interrupt.check()
+
     def outputs(self, inputs: Any) -> Any:
         """What the user's module gives for one batch of inputs.
 
@@ -87,10 +91,14 @@ class FunctionalModule:
     def call(self, inputs: Any) -> Any:
         """One batch through the module with its tensors as they are now."""
         if self.channels_last and not self.samples.in_memory:
-            inputs = pytree.tree_map(_as_channels_last, inputs)
+            inputs = self.as_stored(inputs)
         if isinstance(inputs, Mapping):
             return self.model(**inputs)
         return self.model(*inputs) if isinstance(inputs, (tuple, list)) else self.model(inputs)
+
+    def as_stored(self, inputs: Any) -> Any:
+        """Inputs from elsewhere in the memory format of the samples."""
+        return pytree.tree_map(_as_channels_last, inputs) if self.channels_last else inputs
 
     def state(self, vector: Tensor, buffers: Buffers | None = None) -> dict[str, Tensor]:
         """Every tensor of the module by name: the parameters from `vector`, the rest as it is.
@@ -183,6 +191,17 @@ class FunctionalModule:
             if self.batchnorm == "batch":
                 for norm in self.norms.values():  # the running statistics are left alone
                     norm.training, norm.track_running_stats = True, False
+            yield
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[None]:
+        """Training mode; the module comes back unchanged.
+
+        Statistics that a forward updates in place are copies where `state` has given its tensors.
+        """
+        with self._interrupt, unchanged(self.model):
+            for module in self.model.modules():
+                module.__dict__.update(training=True, _compiled_call_impl=None)
             yield
 
     @torch.no_grad()

@@ -178,6 +178,14 @@ def test_recomputed_statistics_of_a_test_set_are_those_of_the_training_set():
     assert curve.attrs["batchnorm"] == "recompute"
 
 
+def test_statistics_can_be_recomputed_with_any_objective():
+    a, b = norm_net(1), norm_net(2)
+    expected = pl.interpolate(classifier(norm_net(3), batchnorm="recompute"), a, b, resolution=3)
+    curve = pl.interpolate(classifier(norm_net(3)), a, b, resolution=3, batchnorm="recompute")
+    np.testing.assert_array_equal(curve.loss, expected.loss)
+    assert curve.attrs["batchnorm"] == "recompute"
+
+
 class Masked(nn.Module):
     """A mask with infinities and a counter: buffers that have no mean."""
 
@@ -271,8 +279,8 @@ def test_bad_requests():
         pl.interpolate(objective, vector, a)
     with pytest.raises(TypeError, match="model_b must be a module, a state dict or a flat vector"):
         pl.interpolate(objective, a, "b.pt")
-    with pytest.raises(ValueError, match=r"batchnorm must be one of \('interpolate', 'frozen'\)"):
-        pl.interpolate(objective, a, a, batchnorm="recompute")
+    with pytest.raises(ValueError, match=r"batchnorm must be one of \('interpolate', 'froz"):
+        pl.interpolate(objective, a, a, batchnorm="batch")
     with pytest.raises(ValueError, match="test must be an objective of the same architecture"):
         pl.interpolate(objective, a, a, test=classifier(norm_net(1)))
 
