@@ -48,12 +48,10 @@ class Interrupted(KeyboardInterrupt):
 
     Attributes:
         values: loss and metrics [K] by name, NaN where nothing had been evaluated.
-        done: the number of points that had been, from the first on, or of matrix-vector products.
+        done: the number of points that had been, from the first on, or of products or steps.
         surface: the same as a dataset, where a slice was being evaluated.
-        result: what an analysis of the curvature had found so far, None where that is nothing.
-        done: the number of points that had been, from the first on, or of steps of training.
-        surface: the same as a dataset, where a slice was being evaluated.
-        curve: as far as it had been trained, where `connect` was at work.
+        result: what an analysis of the curvature had found so far, or the curve that `connect` had
+            trained so far; None where that is nothing.
     """
 
     def __init__(self, values: dict[str, Tensor], done: int, unit: str = "points") -> None:
@@ -61,7 +59,6 @@ class Interrupted(KeyboardInterrupt):
         self.values, self.done = values, done
         self.surface: Any = None
         self.result: Any = None
-        self.curve: Any = None
 
 
 class Objective:

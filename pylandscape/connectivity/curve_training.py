@@ -79,7 +79,7 @@ def connect(
     Raises:
         ValueError: an argument out of range, models of another architecture, a checkpoint of other
             arguments, or a loss that is not finite.
-        Interrupted: on Ctrl-C, with the curve so far as `curve`.
+        Interrupted: on Ctrl-C, with the curve so far as `result`.
 
     Example:
         >>> import torch, pylandscape as pl
@@ -127,7 +127,7 @@ def connect(
             training.run(batches, path, bar)
     except KeyboardInterrupt:
         stop = Interrupted({}, training.done, "steps")
-        stop.curve = training.curve()
+        stop.result = training.curve()
         if path is not None:
             training.save(path)
         raise stop from None

@@ -310,8 +310,8 @@ def test_an_interrupted_training_goes_on_to_the_same_curve(tmp_path):
     file = tmp_path / "curve.safetensors"
     with pytest.raises(pl.Interrupted, match="after 6 steps") as caught:
         pl.connect(objective, a, b, checkpoint=file, **arguments)
-    assert caught.value.curve.history.sizes["step"] == 6
-    np.testing.assert_array_equal(caught.value.curve.history.loss, expected.history.loss[:6])
+    assert caught.value.result.history.sizes["step"] == 6
+    np.testing.assert_array_equal(caught.value.result.history.loss, expected.history.loss[:6])
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     resumed = pl.connect(objective, a, b, checkpoint=file, **arguments)
     assert torch.equal(resumed.nodes, expected.nodes)
