@@ -7,11 +7,15 @@ from pylandscape.connectivity import Curve, connect, interpolate
 from pylandscape.curvature import (
     GGN,
     Eigenpairs,
+    Estimate,
     Fisher,
     Hessian,
+    diagonal,
     eigenpairs,
+    frobenius_norm,
     layer_spectra,
     spectral_density,
+    trace,
 )
 from pylandscape.directions import Directions, difference_directions, random_directions
 from pylandscape.explain import explain
@@ -35,13 +39,17 @@ __all__ = [
     "random_directions",
     # curvature
     "Eigenpairs",
+    "Estimate",
     "Fisher",
     "GGN",
     "Hessian",
+    "diagonal",
     "eigenpairs",
+    "frobenius_norm",
     "layer_spectra",
     "sharpness",
     "spectral_density",
+    "trace",
     # the path that training took
     "Recorder",
     "Trajectory",

@@ -3,14 +3,19 @@
 from pylandscape.curvature.density import layer_spectra, spectral_density
 from pylandscape.curvature.lanczos import Eigenpairs, eigenpairs
 from pylandscape.curvature.operators import GGN, CurvatureOperator, Fisher, Hessian
+from pylandscape.curvature.trace import Estimate, diagonal, frobenius_norm, trace
 
 __all__ = [
     "CurvatureOperator",
     "Eigenpairs",
+    "Estimate",
     "Fisher",
     "GGN",
     "Hessian",
+    "diagonal",
     "eigenpairs",
+    "frobenius_norm",
     "layer_spectra",
     "spectral_density",
+    "trace",
 ]

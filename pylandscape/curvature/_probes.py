@@ -20,7 +20,7 @@ class Probes:
 
     def __init__(self, H: SymmetricOperator, vectors: Vectors, seed: int) -> None:
         self.n, self.dtype, self.device = H.shape[0], H.dtype, H.device
-        self.vectors = vectors
+        self.vectors, self.seed = vectors, seed
         self.generator = torch.Generator().manual_seed(seed)
 
     def draw(self, count: int) -> Tensor:
