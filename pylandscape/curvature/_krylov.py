@@ -48,7 +48,7 @@ class Krylov:
         self.size = 0
         self.capacity = len(rows) - 1 - first
         self.coupling = np.zeros(self.capacity)
-        self._projected = np.zeros((self.capacity, self.capacity))
+        self.projected = np.zeros((self.capacity, self.capacity))
         frozen = rows[:first]
         for _ in range(2):
             start = start - (start @ frozen.T) @ frozen
@@ -73,7 +73,16 @@ class Krylov:
     def size_of_columns(self) -> float:
         """The largest norm of a column of T, a lower bound on the norm of H."""
         m = self.size
-        return float(np.linalg.norm(self._projected[:m, :m], axis=0).max(initial=0.0))
+        return float(np.linalg.norm(self.projected[:m, :m], axis=0).max(initial=0.0))
+
+    def restore(self, first: int, projected: np.ndarray, coupling: np.ndarray) -> None:
+        """Takes over T [m, m] and the coupling [m] of a process whose rows the storage holds."""
+        m = self.size = len(projected)
+        self.first = first
+        self.capacity = len(self.rows) - 1 - first
+        self.coupling = np.zeros(self.capacity)
+        self.projected = np.zeros((self.capacity, self.capacity))
+        self.coupling[:m], self.projected[:m, :m] = coupling, projected
 
     def step(self, H: SymmetricOperator, scale: float) -> None:
         """One product: takes u into the basis and finds the next u; errors as for `take`."""
@@ -102,7 +111,7 @@ class Krylov:
                 f"H @ v must be finite, got NaN or infinity in product {row + 1}. "
                 "Look for them in the matrix.",
             )
-            self._projected[: m + 1, m] = self._projected[m, : m + 1] = column
+            self.projected[: m + 1, m] = self.projected[m, : m + 1] = column
             self.coupling[:] = 0.0
             self.coupling[m] = 0.0 if step.breakdown else step.beta
             self.size += 1
@@ -113,7 +122,7 @@ class Krylov:
         The bound |coupling . s_i| is the norm of H y - theta y for y = V^T s_i: |beta_m s_mi|.
         """
         m = self.size
-        values, vectors = np.linalg.eigh(self._projected[:m, :m])
+        values, vectors = np.linalg.eigh(self.projected[:m, :m])
         return values, vectors, np.abs(self.coupling[:m] @ vectors)
 
     def vector(self, coefficients: np.ndarray) -> Tensor:
@@ -130,7 +139,7 @@ class Krylov:
                 self.rows[self.first + p] = self.rows[self.first + m]
             self.coupling[:p] = self.coupling[:m] @ vectors
             self.coupling[p:] = 0.0
-            self._projected[:p, :p] = np.diag(values)
+            self.projected[:p, :p] = np.diag(values)
             self.size = p
 
 

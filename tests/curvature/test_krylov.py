@@ -26,7 +26,7 @@ def _check(process: Krylov, matrix: torch.Tensor, frozen: torch.Tensor) -> None:
     torch.testing.assert_close(rows @ rows.T, torch.eye(len(rows)).double())
     assert torch.equal(rows[:first], frozen)
     basis, u = rows[first : first + m], rows[first + m]
-    projected = torch.from_numpy(process._projected[:m, :m])
+    projected = torch.from_numpy(process.projected[:m, :m])
     coupling = torch.from_numpy(process.coupling[:m])
     images = matrix @ basis.T
     images -= frozen.T @ (frozen @ images)

@@ -1,13 +1,17 @@
 """`pl.eigenpairs` on matrices of known spectrum and on a network, against dense eigensolvers."""
 
+import subprocess
+import sys
 import warnings
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import pylandscape as pl
-from pylandscape.curvature import lanczos
+from pylandscape.curvature._checkpoint import Checkpoint
+from pylandscape.curvature._search import Search, Wanted
 from pylandscape.progress import progress_bar
 
 BULK = torch.linspace(-1, 1, 97).double().tolist()
@@ -118,12 +122,11 @@ def test_a_pair_between_the_basis_and_its_complement_is_found(seed):
 
 def test_the_search_for_copies_leaves_the_process_as_it_was():
     matrix = _matrix([*BULK, 10, 10, 5])
-    pairs = lanczos._Wanted("largest", 2)
     rows = torch.empty(40, 100, dtype=torch.float64)
-    search = lanczos._Search(matrix, pairs, 1e-3, 100, rows, seed=0)
+    search = Search(matrix, Wanted("largest", 2), 1e-3, 100, rows, 0, Checkpoint(None, 0, {}))
     search.bar = progress_bar(None, "", show=False)
-    assert search._converge(1e-3)
-    missed = search._missed_vector(1e-3)
+    assert search._converge()
+    missed = search._missed_vector()
     assert missed is not None
     assert missed @ matrix @ missed > 5.01
     m, process = search.process.size, search.process
@@ -180,8 +183,8 @@ def test_the_search_for_copies_guards_against_an_unlucky_start():
     values = torch.tensor([12.0, 10.0, *torch.linspace(-1, 1, 58).tolist()]).double()
     matrix = (basis * values) @ basis.T
     matrix = (matrix + matrix.T) / 2
-    assert abs(pl.eigenpairs(matrix, k=1, seed=1).values[0] - 10) < 0.01
-    assert abs(pl.eigenpairs(matrix, k=1, seed=1, copies=True).values[0] - 12) < 0.01
+    assert abs(pl.eigenpairs(matrix, k=1, seed=1, copies=False).values[0] - 10) < 0.01
+    assert abs(pl.eigenpairs(matrix, k=1, seed=1).values[0] - 12) < 0.01
 
 
 def test_not_converged_is_said():
@@ -265,6 +268,130 @@ def test_a_network_against_the_dense_eigensolver(only):
         torch.testing.assert_close(found, _wanted(values, 2, which), rtol=0, atol=1e-9)
         assert pairs.products == H.products
         H.products = 0
+
+
+class Breaking:
+    """A matrix whose product number `limit` ends in Ctrl-C; afterwards it works again."""
+
+    def __init__(self, matrix: torch.Tensor, limit: int) -> None:
+        self.matrix, self.left = matrix, limit
+        self.shape, self.dtype, self.device = matrix.shape, matrix.dtype, matrix.device
+
+    def __matmul__(self, v: torch.Tensor) -> torch.Tensor:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+        return self.matrix @ v
+
+
+def _same(first: pl.Eigenpairs, second: pl.Eigenpairs) -> None:
+    """Bit for bit, history included."""
+    for name in ("values", "vectors", "residuals"):
+        assert torch.equal(getattr(first, name), getattr(second, name))
+    assert (first.products, first.converged) == (second.products, second.converged)
+    assert [step.product for step in first.history] == [step.product for step in second.history]
+    for one, two in zip(first.history, second.history, strict=True):
+        assert one.values.tolist() == two.values.tolist()
+        assert one.residuals.tolist() == two.residuals.tolist()
+
+
+class TestBrokenOff:
+    LARGE = (*torch.linspace(-4, 4, 77).tolist(), 5.0, 5.0, 6.0)  # with copies, and restarts
+
+    def _run(self, H, **options):
+        memory = 15 * 80 * H.dtype.itemsize  # the least for 4 pairs: the basis is often full
+        return pl.eigenpairs(H, 2, "both", tol=1e-6, memory=memory, seed=5, **options)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("every", [0, 1e9])
+    def test_a_resumed_run_equals_the_uninterrupted_one(self, tmp_path, every, dtype):
+        """Broken off everywhere, in turn: while converging, in the search for copies, and after."""
+        matrix = _matrix(self.LARGE, dtype=dtype)
+        tol = {} if dtype == torch.float64 else {"max_products": 400}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # float32 does not reach 1e-6 everywhere
+            counting = Breaking(matrix, 0)
+            whole = self._run(counting, **tol)
+            for limit in (1, 2, 5, 17, 40, *range(70, -counting.left, 11), -counting.left):
+                file = tmp_path / f"{limit}.safetensors"
+                options = {"checkpoint": file, "checkpoint_every": every} | tol
+                with pytest.raises(pl.Interrupted):
+                    self._run(Breaking(matrix, limit), **options)
+                _same(self._run(matrix, **options), whole)
+                assert not list(tmp_path.glob(".partial-*"))
+                assert file.exists() == (not whole.converged)
+
+    def test_a_killed_run_goes_on(self, tmp_path):
+        """Killed without a chance to clean up: the file of the last writing is whole."""
+        script = tmp_path / "run.py"
+        script.write_text(
+            "import os, sys, torch, pylandscape as pl\n"
+            "matrix = torch.load(sys.argv[1])\n"
+            "class H:\n"
+            "    shape, dtype, device, left = matrix.shape, matrix.dtype, matrix.device, 30\n"
+            "    def __matmul__(self, v):\n"
+            "        H.left -= 1\n"
+            "        if H.left == 0: os.kill(os.getpid(), 9)\n"
+            "        return matrix @ v\n"
+            "pl.eigenpairs(H(), 2, tol=1e-6, seed=5, checkpoint=sys.argv[2], checkpoint_every=0)\n"
+        )
+        matrix = _matrix(self.LARGE)
+        torch.save(matrix, tmp_path / "matrix.pt")
+        file = tmp_path / "state.safetensors"
+        command = [sys.executable, str(script), str(tmp_path / "matrix.pt"), str(file)]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == -9, done.stderr
+        assert file.exists()
+        resumed = pl.eigenpairs(matrix, 2, tol=1e-6, seed=5, checkpoint=file)
+        _same(resumed, pl.eigenpairs(matrix, 2, tol=1e-6, seed=5))
+        assert not file.exists()
+
+    def test_more_products_finish_a_run_that_had_too_few(self, tmp_path):
+        matrix, file = _matrix(self.LARGE), tmp_path / "state.safetensors"
+        with pytest.warns(UserWarning, match="not converged: after 30 products"):
+            self._run(matrix, checkpoint=file, max_products=30)
+        again = self._run(matrix, checkpoint=file)
+        assert torch.equal(again.vectors, self._run(matrix).vectors)
+        assert again.converged
+
+    def test_what_is_known_is_in_the_error(self):
+        matrix = _matrix([*BULK, 10, 5])
+        with pytest.raises(pl.Interrupted, match="interrupted after 12 products") as stop:
+            pl.eigenpairs(Breaking(matrix, 13), k=2)
+        pairs = stop.value.result
+        assert not pairs.converged
+        residuals = (matrix @ pairs.vectors - pairs.vectors * pairs.values).norm(dim=0)
+        torch.testing.assert_close(pairs.residuals, residuals)
+        assert abs(pairs.values[0] - 10) < 1e-3
+        with pytest.raises(pl.Interrupted) as stop:
+            pl.eigenpairs(Breaking(matrix, 1), k=2)
+        assert stop.value.result is None
+
+    def test_a_checkpoint_of_another_run_is_refused(self, tmp_path):
+        matrix, file = _matrix(self.LARGE), tmp_path / "state.safetensors"
+        with pytest.raises(pl.Interrupted):
+            self._run(Breaking(matrix, 9), checkpoint=file)
+        with pytest.raises(ValueError, match=r"k = 2 there and 3 here; which = .*Delete it"):
+            pl.eigenpairs(matrix, 3, checkpoint=file)
+        with pytest.raises(ValueError, match="checkpoint must be of the same matrix"):
+            self._run(_matrix(self.LARGE, seed=1), checkpoint=file)
+        file.write_bytes(b"x" * 100)
+        with pytest.raises(ValueError, match="which cannot be read"):
+            self._run(matrix, checkpoint=file)
+        save_file({"a": torch.ones(1)}, file)
+        with pytest.raises(ValueError, match="must be a file that eigenpairs wrote"):
+            self._run(matrix, checkpoint=file)
+        with pytest.raises(ValueError, match="checkpoint_every must be a number of seconds"):
+            self._run(matrix, checkpoint=file, checkpoint_every=-1)
+        with pytest.raises(TypeError, match="checkpoint must be the path of a file"):
+            self._run(matrix, checkpoint=3)
+
+
+def test_the_attributes_say_how_the_matrix_was_made():
+    objective = pl.Objective(nn.Linear(3, 2), nn.MSELoss(), (torch.randn(5, 3), torch.randn(5, 2)))
+    pairs = pl.eigenpairs(pl.GGN(objective, only="weight"), k=1)
+    assert {"matrix": "GGN", "only": ["weight"], "model": "Linear"}.items() <= pairs.attrs.items()
+    assert pl.eigenpairs(torch.eye(3), k=1).attrs == {}
 
 
 class TestBadInput:
