@@ -22,7 +22,14 @@ from pylandscape.explain import explain
 from pylandscape.objective import Interrupted, Objective
 from pylandscape.parameters import ParameterSpace
 from pylandscape.surface import grid, line, plane
-from pylandscape.trajectory import Recorder, Trajectory, principal_directions, project
+from pylandscape.trajectory import (
+    Recorder,
+    Trajectory,
+    huggingface_callback,
+    lightning_callback,
+    principal_directions,
+    project,
+)
 
 __all__ = [
     # the loss as a function
@@ -53,6 +60,8 @@ __all__ = [
     # the path that training took
     "Recorder",
     "Trajectory",
+    "huggingface_callback",
+    "lightning_callback",
     "principal_directions",
     "project",
     # between solutions

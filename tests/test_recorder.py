@@ -1,13 +1,9 @@
 """Recording: what is measured, when snapshots are taken, and that nothing is lost or changed."""
 
 import copy
-import os
-import random
-import signal
 import subprocess
 import sys
 import textwrap
-import time
 
 import numpy as np
 import pytest
@@ -17,8 +13,9 @@ from torch import nn
 
 import pylandscape as pl
 from pylandscape.parameters import unwrap
+from pylandscape.trajectory import deltas, log, recorder, snapshots
 from pylandscape.trajectory import folder as run_folder
-from pylandscape.trajectory import log, recorder, snapshots
+from pylandscape.trajectory.schedule import schedule_of
 
 LEARNING_RATE = 0.1
 
@@ -93,11 +90,11 @@ def test_gradient_norm_is_after_clipping_and_covers_sparse_gradients(tmp_path):
     optimizer = sgd(model)
     with pl.Recorder(tmp_path / "clipped").attach(model, optimizer) as run:
         model().backward()
-        run.log(unclipped=nn.utils.clip_grad_norm_(model.parameters(), 0.5))
+        run.log(grad_norm_unclipped=nn.utils.clip_grad_norm_(model.parameters(), 0.5))
         optimizer.step()
     rows = pl.Trajectory(tmp_path / "clipped").log
     assert rows.grad_norm.item() == pytest.approx(0.5, rel=1e-5)
-    assert rows.unclipped.item() == pytest.approx(55**0.5)
+    assert rows.grad_norm_unclipped.item() == pytest.approx(55**0.5)
 
 
 def test_gradient_norm_is_without_the_factor_of_a_scaler(tmp_path):
@@ -172,6 +169,7 @@ def test_further_scalars_and_odd_losses_are_kept(tmp_path):
         ("epoch", [0, 2, 4, 6, 7]),
         (lambda step: step < 3, [0, 1, 2, 7]),
         (np.array([4, 5]), [0, 4, 5, 7]),
+        ("early", [0, 1, 2, 3, 4, 5, 6, 7]),
     ],
 )
 def test_snapshots_come_as_every_says_and_at_both_ends(tmp_path, every, expected):
@@ -185,6 +183,15 @@ def test_snapshots_come_as_every_says_and_at_both_ends(tmp_path, every, expected
     path = pl.Trajectory(tmp_path)
     assert path.steps == expected
     np.testing.assert_array_equal(path.log.epoch, [0, 0, 1, 1, 2, 2, 3])
+
+
+def test_the_early_schedule_is_dense_first_and_even_between_powers_of_two():
+    due = schedule_of("early")
+    taken = [step for step in range(1, 1 << 12) if due(step)]
+    assert taken[:64] == list(range(1, 65))
+    for power in range(6, 12):
+        octave = [step for step in taken if 2**power <= step < 2 ** (power + 1)]
+        assert octave == list(range(2**power, 2 ** (power + 1), 2 ** (power - 5)))
 
 
 class Tied(nn.Module):
@@ -468,47 +475,201 @@ def test_resume_of_nothing_starts_a_run(tmp_path):
     assert steps_of(tmp_path / "new") == [0, 1]
 
 
-TRAINING = textwrap.dedent(
+# Starting a process costs more than the run: one imports, and forks the runs that are killed.
+KILLING = textwrap.dedent(
     """
-    import sys, torch, pylandscape as pl
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(20, 64), torch.nn.ReLU(), torch.nn.Linear(64, 1))
-    if sys.argv[2] == "again":
-        pl.Trajectory(sys.argv[1]).load_into(model, -1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    recorder = pl.Recorder(sys.argv[1], every=2, resume=True).attach(model, optimizer)
-    print("recording", flush=True)
-    while True:
-        optimizer.zero_grad()
-        loss = model(torch.ones(8, 20)).square().mean()
-        loss.backward()
-        recorder.log(loss=loss)
-        optimizer.step()
+    import os, random, signal, sys, time
+    import torch, pylandscape as pl
+    torch.set_num_threads(1)
+
+    def train(directory, compress, again, steps=10**9):
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Linear(20, 64), torch.nn.ReLU(), torch.nn.Linear(64, 1))
+        if again:
+            pl.Trajectory(directory).load_into(net, -1)
+        optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
+        recorder = pl.Recorder(directory, every=2, compress=compress, resume=True)
+        recorder.attach(net, optimizer)
+        os.write(started, b"x")
+        for _ in range(steps):
+            optimizer.zero_grad()
+            loss = net(torch.ones(8, 20)).square().mean()
+            loss.backward()
+            recorder.log(loss=loss)
+            optimizer.step()
+
+    directory, compress, kills = sys.argv[1], sys.argv[2] == "True", int(sys.argv[3])
+    delays, seen = random.Random(0), 0
+    ready, started = os.pipe()
+    train(directory + "-first", compress, False, steps=2)  # imports what torch leaves for later
+    for attempt in range(kills):
+        ready, started = os.pipe()
+        child = os.fork()
+        if child == 0:
+            train(directory, compress, attempt > 0)
+        os.read(ready, 1)
+        time.sleep(delays.uniform(0.0, 0.04))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        path = pl.Trajectory(directory)
+        assert path.steps == list(range(0, 2 * len(path), 2))
+        for index in range(seen, len(path)):  # those before have been read
+            assert all(torch.isfinite(x).all() for x in path.state(index).values())
+        steps = path.log.step.values.tolist()
+        assert steps == list(range(len(steps)))
+        assert len(steps) >= path.steps[-1]  # the log is never behind the snapshots
+        assert len(path) >= seen
+        seen = len(path)
+    assert seen > kills  # the runs made progress
     """
 )
 
 
-def test_a_killed_run_is_readable_and_goes_on(tmp_path):
-    delays = random.Random(0)
-    before = 0
-    for attempt in range(3):
-        arguments = [sys.executable, "-c", TRAINING, str(tmp_path), "again" if attempt else "new"]
-        # not in the source tree, which has no compiled operators unless it is installed editable
-        with subprocess.Popen(
-            arguments, stdout=subprocess.PIPE, text=True, cwd=tmp_path
-        ) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "recording\n"
-            time.sleep(delays.uniform(0.05, 0.3))
-            os.kill(process.pid, signal.SIGKILL)
-        path = pl.Trajectory(tmp_path)
-        assert path.steps == list(range(0, 2 * len(path), 2))
-        assert all(torch.isfinite(tensor).all() for state in path for tensor in state.values())
-        steps = path.log.step.values
-        np.testing.assert_array_equal(steps, np.arange(len(steps)))
-        assert len(steps) >= path.steps[-1]  # the log is never behind the snapshots
-        assert path.steps[-1] > before
-        before = path.steps[-1]
+@pytest.mark.parametrize("compress", [False, True])
+def test_a_run_killed_twenty_times_is_readable_and_goes_on(tmp_path, compress):
+    arguments = [sys.executable, "-c", KILLING, str(tmp_path / "run"), str(compress), "20"]
+    # not in the source tree, which has no compiled operators unless it is installed editable
+    result = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+# -- compression ----------------------------------------------------------------------------------
+
+
+class Drift(nn.Module):
+    """Tensors of several types under a walk that the optimizer makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.single = nn.Parameter(torch.randn(40, 30))
+        self.wide = nn.Parameter(torch.randn(50).double())
+        self.short = nn.Parameter(torch.randn(20).half())
+        self.tied = self.single
+        self.turned = nn.Parameter(torch.randn(6, 7).T)
+        self.register_buffer("count", torch.tensor(3))
+        self.register_buffer("mean", torch.randn(8))
+        self.register_buffer("none", torch.empty(0))
+
+
+def walk(directory, steps, **options):
+    """Records a random walk with growing strides; returns the states as they were."""
+    model = Drift()
+    optimizer = sgd(model)
+    states = [copy.deepcopy(model.state_dict())]
+    with pl.Recorder(directory, **options).attach(model, optimizer):
+        for step in range(steps):
+            for parameter in model.parameters():
+                parameter.grad = torch.randn_like(parameter) * (1 + step)
+            model.count += 1
+            model.mean += 0.1
+            optimizer.step()
+            states.append(copy.deepcopy(model.state_dict()))
+    return model, states
+
+
+def test_compressed_snapshots_are_within_the_stated_error_which_is_measured(tmp_path):
+    steps = 2 * deltas.WHOLE_EVERY + 5
+    _, states = walk(tmp_path, steps, compress=True)
+    path = pl.Trajectory(tmp_path)
+    assert path.steps == list(range(steps + 1))
+    owned = states[0].keys() - {"tied"}
+    for t, (wanted, found) in enumerate(zip(states, path, strict=True)):
+        assert found.keys() == wanted.keys()
+        squares = 0.0
+        for name, x in wanted.items():
+            error = (found[name].double() - x.double()).abs()
+            if name in owned:
+                squares += error.square().sum()
+            change = (x.double() - path.state(max(t - 1, 0))[name].double()).abs()
+            rounding = torch.finfo(torch.float32).eps * x.double().abs()
+            assert (error <= 2**-8 * change + rounding).all(), (t, name)
+            assert found[name].dtype == x.dtype
+        assert float(squares) ** 0.5 == pytest.approx(path.errors[t], rel=1e-6, abs=1e-15)
+        exact = t % deltas.WHOLE_EVERY == 0 or t == steps
+        assert (path.errors[t] == 0) == exact
+        assert torch.equal(found["short"], wanted["short"])
+        assert found["count"] == wanted["count"]
+
+
+def test_the_vectors_of_compressed_snapshots_are_those_of_their_states(tmp_path, monkeypatch):
+    model, _ = walk(tmp_path, 6, compress=True)
+    path, space = pl.Trajectory(tmp_path), pl.ParameterSpace.from_model(model)
+    for index in range(len(path)):
+        row = path.vector(index, space)
+        assert row.dtype == torch.float64
+        assert torch.equal(row, space.flatten(path.state(index), torch.float64))
+        piece = torch.empty(1201, dtype=torch.float64)
+        path.snapshots[index].read(piece, space, start=25)
+        assert torch.equal(piece, row[25:1226])
+
+
+def test_compressed_snapshots_take_half_the_space(tmp_path):
+    class Large(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(100_000))
+
+    sizes = {}
+    for compress in (False, True):
+        model = Large()
+        optimizer = sgd(model)
+        with pl.Recorder(tmp_path / str(compress), compress=compress).attach(model, optimizer):
+            for _ in range(deltas.WHOLE_EVERY - 2):
+                model.w.grad = torch.randn_like(model.w)
+                optimizer.step()
+        files = (tmp_path / str(compress) / "snapshots").iterdir()
+        sizes[compress] = sorted(file.stat().st_size for file in files)
+    assert sizes[True][0] < 0.51 * sizes[False][0]
+    assert sum(sizes[True]) < 0.6 * sum(sizes[False])  # two of them are whole
+
+
+def test_a_compressed_run_goes_on_from_its_own_state_or_from_the_exact_one(tmp_path):
+    for source in ("own", "exact"):
+        directory = tmp_path / source
+        model = Drift()
+        optimizer = sgd(model)
+        run = pl.Recorder(directory, compress=True).attach(model, optimizer)
+        for _ in range(5):
+            for parameter in model.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            optimizer.step()
+        del run  # without the exact snapshot at the end
+        path = pl.Trajectory(directory)
+        assert path.errors[-1] > 0
+        if source == "own":
+            path.load_into(model, -1)
+        again = sgd(model)
+        with pl.Recorder(directory, compress=True, resume=True).attach(model, again):
+            again.step()
+        assert pl.Trajectory(directory).steps == list(range(7))
+        assert torch.equal(pl.Trajectory(directory).state(-1)["single"], model.single)
+
+
+def test_a_damaged_base_takes_what_builds_on_it_and_no_more(tmp_path):
+    walk(tmp_path, deltas.WHOLE_EVERY + 2, compress=True)
+    path = pl.Trajectory(tmp_path)
+    path.snapshots[3].file.unlink()
+    with pytest.raises(ValueError, match=r"step-000000003.safetensors must be a complete snapshot"):
+        pl.Trajectory(tmp_path)
+    kept = pl.Trajectory(tmp_path, skip_damaged=True)
+    assert kept.steps == [0, 1, 2, 16, 17, 18]
+    assert all(len(state) == 8 for state in kept)
+
+
+def test_divergence_makes_a_whole_snapshot(tmp_path):
+    model = Bowl()
+    optimizer = sgd(model)
+    with pl.Recorder(tmp_path, compress=True).attach(model, optimizer):
+        for bad in (1.0, float("nan"), 1.0, 1.0):
+            model.w.grad = torch.full_like(model.w, bad)
+            optimizer.step()
+            if bad != bad:
+                with torch.no_grad():
+                    model.w.fill_(1.0)
+    path = pl.Trajectory(tmp_path)
+    assert [bool(state["w"].isnan().any()) for state in path] == [False, False, True, False, False]
+    assert path.snapshots[2].depth == path.snapshots[3].depth == 0
 
 
 # -- bad input ------------------------------------------------------------------------------------

@@ -58,9 +58,11 @@ class Trajectory:
             "snapshots. Record one with pl.Recorder(directory).attach(model, optimizer).",
         )
         self.snapshots: list[Snapshot] = []
+        opened: dict[str, Snapshot] = {}
         for file in files:
             try:
-                self.snapshots.append(Snapshot(file))
+                opened[file.name] = Snapshot(file, opened)
+                self.snapshots.append(opened[file.name])
             except DamagedSnapshot:
                 if not skip_damaged:
                     raise
@@ -88,13 +90,22 @@ class Trajectory:
         return [snapshot.step for snapshot in self.snapshots]
 
     @property
+    def errors(self) -> list[float]:
+        """For each snapshot || w_read - w_t ||, over all its tensors, as measured when written.
+
+        0 but for the compressed snapshots of a `Recorder(..., compress=True)`.
+        """
+        return [snapshot.errors.get("norm", 0.0) for snapshot in self.snapshots]
+
+    @property
     def log(self) -> xr.Dataset:
         """What was measured at every step, over `step`.
 
         Row t belongs to the parameters after t steps, which are those of the snapshot of step t:
         `loss` as given to `Recorder.log` (NaN where it was not), `grad_norm` the l2 norm of the
         gradient that step t + 1 used, `learning_rate` of that step, `epoch` (from 0), `time` in
-        seconds since the start of the recording, and whatever else was logged.
+        seconds since the start of the recording, and whatever else was logged, under the name
+        `grad_norm_unclipped` the norm before clipping.
         """
         return log.dataset(list(log.read_rows(folder.log_file(self.directory))))
 

@@ -4,7 +4,6 @@ import numbers
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,11 @@ from torch import Tensor, nn
 from pylandscape._checks import require, show
 from pylandscape.parameters import unwrap
 from pylandscape.trajectory import folder
+from pylandscape.trajectory.deltas import Base
 from pylandscape.trajectory.log import MEASURED, LogWriter, Row, read_rows
+from pylandscape.trajectory.schedule import Schedule, schedule_of
 from pylandscape.trajectory.snapshots import Snapshot, named_tensors, write_snapshot
 
-Schedule = int | str | Callable[[int], bool] | Iterable[int]
 OWN_NAMES = {"step", "epoch", *MEASURED} - {"loss"}
 
 
@@ -32,7 +32,8 @@ class Recorder:
     Row t and the snapshot of step t both belong to the parameters after t steps: `loss` and
     `grad_norm` of row t are taken before step t + 1 is made. The gradient norm is the l2 norm over
     all parameters of the model that the optimizer holds, as the optimizer gets them: after
-    clipping, and without the factor of a gradient scaler.
+    clipping, and without the factor of a gradient scaler. The norm before clipping is what the
+    clipping returns: `recorder.log(grad_norm_unclipped=clip_grad_norm_(...))`.
 
     The run is written to `directory`: `log.jsonl`, a line per step, and
     `snapshots/step-*.safetensors`, each of which appears whole or not at all. A killed run loses
@@ -42,8 +43,14 @@ class Recorder:
     Args:
         directory: folder of the run, made if it is missing.
         every: when to take snapshots: n for every n steps; `"epoch"` for every call of `end_epoch`;
-            a function step -> bool or a collection of steps for any other schedule, for example
-            `lambda step: step < 100 or step % 50 == 0`, dense early.
+            `"early"` for every step up to 64 and then 32 snapshots per doubling, evenly spaced
+            between powers of two, so that the fast beginning is dense and a long run costs little;
+            a function step -> bool or a collection of steps for any other schedule.
+        compress: store parameters and floating-point buffers as their difference to the snapshot
+            before, rounded to bfloat16, which takes half the space of float32. The error of an
+            element is at most 2^-8 of its change since the snapshot before and does not add up;
+            it is measured in every file (`Trajectory.errors`). Every 16th snapshot and that of
+            `detach` are exact. Costs a copy of the model in main memory.
         resume: continue a run that is already there (or start one). `attach` then goes on after the
             last snapshot, whose values the model must have
             (`Trajectory(directory).load_into(model, -1)`), and drops log rows from there on.
@@ -54,6 +61,7 @@ class Recorder:
     Attributes:
         step: steps made so far.
         epoch: calls of `end_epoch` so far; set it after `attach` to resume within an epoch.
+        resume: as given.
 
     Raises:
         ValueError: a run is already there and neither `resume` nor `overwrite` is given, the folder
@@ -81,6 +89,7 @@ class Recorder:
         directory: str | os.PathLike[str],
         every: Schedule = 1,
         *,
+        compress: bool = False,
         resume: bool = False,
         overwrite: bool = False,
     ) -> None:
@@ -91,14 +100,16 @@ class Recorder:
         self.directory = Path(directory)
         self.step = 0
         self.epoch = 0
-        self._by_epoch = isinstance(every, str)
-        self._due = _schedule(every)
-        self._resume = resume
+        self._by_epoch = isinstance(every, str) and every == "epoch"
+        self._due = schedule_of(every)
+        self.resume = resume
         self._writer = _is_writer()
         self._model: nn.Module | None = None
         self._used = False
         self._stepping = False
         self._last_snapshot: int | None = None
+        self._compress = compress
+        self._base: Base | None = None  # of the next compressed snapshot
         self._scalars: dict[str, float | Tensor] = {}
         if self._writer:
             folder.prepare(self.directory, allow_run=resume or overwrite)
@@ -135,7 +146,7 @@ class Recorder:
             TypeError,
         )
         require(
-            step is None or (self._resume and isinstance(step, int) and step >= 0),
+            step is None or (self.resume and isinstance(step, int) and step >= 0),
             "Recorder.attach: step must be a non-negative integer and needs Recorder(..., "
             f"resume=True), got {show(step)}.",
         )
@@ -198,11 +209,16 @@ class Recorder:
             "detach().",
         )
         if self._writer and self._last_snapshot != self.step:
-            assert self._model is not None
-            self._log.sync()  # so that no snapshot is ahead of the log
-            file = folder.snapshot_file(self.directory, self.step)
-            write_snapshot(file, self._model, self.step, self.epoch)
-            self._last_snapshot = self.step
+            self._write_snapshot(self._base)
+
+    def _write_snapshot(self, base: Base | None) -> None:
+        assert self._model is not None
+        self._log.sync()  # so that no snapshot is ahead of the log
+        file = folder.snapshot_file(self.directory, self.step)
+        self._base = write_snapshot(file, self._model, self.step, self.epoch, base)
+        if self._compress and self._base is None:
+            self._base = Snapshot(file).as_base()
+        self._last_snapshot = self.step
 
     def detach(self) -> None:
         """Ends the recording with a snapshot of the final parameters and removes the hooks.
@@ -212,14 +228,19 @@ class Recorder:
         if self._model is None:
             return
         try:
-            if not self._stepping:
-                self.snapshot()
+            inexact = self._base is not None and self._base.depth > 0
+            if (
+                self._writer
+                and not self._stepping
+                and (self._last_snapshot != self.step or inexact)
+            ):
+                self._write_snapshot(None)
         finally:
             if self._writer:
                 for handle in self._handles:
                     handle.remove()
                 self._log.close()
-            self._model = None
+            self._model = self._base = None
         if self._scalars:
             names = ", ".join(self._scalars)
             self._scalars = {}
@@ -236,6 +257,23 @@ class Recorder:
         if error[0] is not None:
             self._scalars = {}  # the step that they belong to was not reached
         self.detach()
+
+    @torch.no_grad()
+    def gradient_norm(self, optimizer: torch.optim.Optimizer) -> Tensor:
+        """The l2 norm of the gradients as they are now, over what the optimizer has of the model.
+
+        In a loop that clips them by itself, `recorder.log(grad_norm_unclipped=...)` takes the norm
+        before that; every row has the one after it.
+        """
+        gradients = [
+            parameter.grad.coalesce().values() if parameter.grad.is_sparse else parameter.grad
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None and id(parameter) in self._own
+        ]
+        norm = nn.utils.get_total_norm(gradients)
+        scale = getattr(optimizer, "grad_scale", None)  # set where a fused step divides by itself
+        return norm if scale is None else norm / scale
 
     # -- hooks -----------------------------------------------------------------------------------
 
@@ -268,20 +306,12 @@ class Recorder:
 
     @torch.no_grad()
     def _measure(self, optimizer: torch.optim.Optimizer) -> Row:
-        gradients = [
-            parameter.grad.coalesce().values() if parameter.grad.is_sparse else parameter.grad
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-            if parameter.grad is not None and id(parameter) in self._own
-        ]
-        norm = nn.utils.get_total_norm(gradients)
-        scale = getattr(optimizer, "grad_scale", None)  # set where a fused step divides by itself
         row: Row = {
             "step": self.step,
             "epoch": self.epoch,
             "time": round(time.perf_counter() - self._clock, 6),
             "loss": self._scalars.pop("loss", float("nan")),
-            "grad_norm": _scalar("grad_norm", norm if scale is None else norm / scale),
+            "grad_norm": _scalar("grad_norm", self.gradient_norm(optimizer)),
         }
         for number, group in enumerate(optimizer.param_groups):
             name = f"learning_rate_{number}" if number else "learning_rate"
@@ -295,7 +325,7 @@ class Recorder:
     def _open(self, model: nn.Module, step: int | None) -> None:
         """Brings folder, counters and clock to the step that recording starts from."""
         elapsed = 0.0
-        if self._resume:
+        if self.resume:
             self._find_step(model, step)
             folder.rewind(self.directory, self.step)
             for row in read_rows(folder.log_file(self.directory)):
@@ -318,8 +348,7 @@ class Recorder:
         self.epoch = snapshot.epoch
         if step is not None and snapshot.step != step:
             return
-        state = snapshot.state()
-        different = [n for n, x in state.items() if not _same(x, tensors[n].detach().cpu())]
+        different = snapshot.differing(tensors)
         require(
             not different,
             f"Recorder.attach: model must have the values of {snapshot.file.name} to resume, got "
@@ -327,23 +356,7 @@ class Recorder:
             ".load_into(model, -1), or name the step that the model is at: attach(..., step=...).",
         )
         self.step = self._last_snapshot = snapshot.step
-
-
-def _schedule(every: Schedule) -> Callable[[int], bool]:
-    """Whether a snapshot is due after so many steps."""
-    if isinstance(every, str) and every == "epoch":
-        return lambda step: False
-    if isinstance(every, numbers.Integral) and not isinstance(every, bool) and every > 0:
-        return lambda step: step % every == 0
-    if callable(every):
-        return lambda step: bool(every(step))
-    if isinstance(every, Iterable) and not isinstance(every, str):
-        steps = {int(step) for step in every}
-        return steps.__contains__
-    raise ValueError(
-        'Recorder: every must be a positive integer, "epoch", a function of the step or a '
-        f"collection of steps, got {show(every)}."
-    )
+        self._base = snapshot.as_base() if self._compress else None
 
 
 def _scalar(name: str, value: float | Tensor) -> float | Tensor:
@@ -356,10 +369,6 @@ def _scalar(name: str, value: float | Tensor) -> float | Tensor:
         f"Recorder.log: {name} must be a number or a tensor of one element, got {show(value)}.",
     )
     return float(value)
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def _is_writer() -> bool:

@@ -2,7 +2,8 @@
 
 A file holds parameters and persistent buffers, as `state_dict` names them, without the name parts
 that wrappers add. Its metadata (strings, by the format) has the step, the epoch, the names of the
-parameters that were trained, and for a tied tensor, which is stored once, its further names.
+parameters that were trained, and for a tied tensor, which is stored once, its further names. A
+compressed snapshot holds differences to the snapshot `base` for the tensors named in `deltas`.
 """
 
 import functools
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from pylandscape._checks import require
 from pylandscape._files import replacing
 from pylandscape.parameters import ParameterSpace, unwrap
+from pylandscape.trajectory.deltas import Base, decode, encode
 
 FORMAT = "pylandscape snapshot 1"
 WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module"}  # torch.compile, activation checkpointing
@@ -65,8 +67,18 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_snapshot(file: Path, model: nn.Module, step: int, epoch: int) -> None:
-    """Writes the tensors of `model` into `file`, whole or not at all."""
+def write_snapshot(
+    file: Path, model: nn.Module, step: int, epoch: int, base: Base | None = None
+) -> Base | None:
+    """Writes the tensors of `model` into `file`, whole or not at all.
+
+    Args:
+        file, model, step, epoch: what is written where.
+        base: what to store the differences to, if possible.
+
+    Returns:
+        The snapshot as the base of the next one, or None where it was stored as it is.
+    """
     stored: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     owner_of: dict[Any, str] = {}
@@ -79,9 +91,14 @@ def write_snapshot(file: Path, model: nn.Module, step: int, epoch: int) -> None:
         else:
             aliases[name] = owner
     trained = [name for name, x in tensors.items() if x.requires_grad and name not in aliases]
-    facts = {"step": step, "epoch": epoch, "trained": trained, "aliases": aliases}
+    facts: dict[str, Any] = {"step": step, "epoch": epoch, "trained": trained, "aliases": aliases}
+    delta = encode(stored, base)
+    if delta is not None:
+        facts |= {"base": delta.base.file, "deltas": delta.changed, "errors": delta.errors}
     metadata = {"format": FORMAT} | {key: json.dumps(value) for key, value in facts.items()}
-    write_durably(file, lambda partial: save_file(stored, partial, metadata))
+    written = dict(stored if delta is None else delta.tensors)
+    write_durably(file, lambda partial: save_file(written, partial, metadata))
+    return None if delta is None else Base(file.name, delta.reader, delta.base.depth + 1)
 
 
 def _storable(tensor: Tensor) -> Tensor:
@@ -93,11 +110,16 @@ def _storable(tensor: Tensor) -> Tensor:
 class Snapshot:
     """One snapshot on disk; only its header is read at construction.
 
+    Args:
+        file: the file.
+        earlier: snapshots that are open already, by name of their file; a compressed snapshot
+            builds on one of the same folder.
+
     Raises:
-        DamagedSnapshot: the file is not a complete snapshot.
+        DamagedSnapshot: the file is not a complete snapshot, or one that it builds on is not.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, earlier: "Mapping[str, Snapshot] | None" = None) -> None:
         self.file = file
         with self._open() as tensors:
             metadata = tensors.metadata() or {}
@@ -107,16 +129,43 @@ class Snapshot:
             self.epoch: int = json.loads(metadata["epoch"])
             self.trained: list[str] = json.loads(metadata["trained"])
             self.aliases: dict[str, str] = json.loads(metadata["aliases"])
+            self.errors: dict[str, float] = json.loads(metadata.get("errors", "{}"))
+            self._deltas: set[str] = set(json.loads(metadata.get("deltas", "[]")))
             names = list(tensors.keys())
             stored = {name: tensors.get_slice(name).get_shape() for name in names}
         shared = {name: stored[owner] for name, owner in self.aliases.items()}
         self.shapes: dict[str, list[int]] = stored | shared
+        self._base: Snapshot | None = None
+        if "base" in metadata:
+            name = json.loads(metadata["base"])
+            known = (earlier or {}).get(name)
+            self._base = known or Snapshot(file.with_name(name), earlier)
+
+    @property
+    def depth(self) -> int:
+        """How many other snapshots this one builds on."""
+        return 0 if self._base is None else self._base.depth + 1
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor by name, copies in main memory; tied names share one tensor."""
-        with self._open() as tensors:
-            state = {n: tensors.get_tensor(n).clone() for n in self.shapes if n not in self.aliases}
+        state = self.owned()
         return state | {name: state[owner] for name, owner in self.aliases.items()}
+
+    def owned(self) -> dict[str, Tensor]:
+        """The tensors that the file holds, without the further names of tied ones."""
+        before = {} if self._base is None else self._base.owned()
+        state = {}
+        with self._open() as tensors:
+            for name in self.shapes:
+                if name in self._deltas:
+                    state[name] = decode(before.pop(name), tensors.get_tensor(name))
+                elif name not in self.aliases:
+                    state[name] = tensors.get_tensor(name).clone()
+        return state
+
+    def as_base(self) -> Base:
+        """The base of a compressed snapshot that follows this one."""
+        return Base(self.file.name, self.owned(), self.depth)
 
     def read(self, row: Tensor, space: ParameterSpace, start: int = 0) -> None:
         """Fills `row` with elements start, start + 1, ... of the flat vector.
@@ -124,24 +173,46 @@ class Snapshot:
         The file is mapped into memory, so that only what is asked for is read from the disk.
         """
         stop = start + row.shape[0]
+        at = 0
+        for piece in self._pieces(space, start, stop):
+            row[at : at + len(piece)] = piece
+            at += len(piece)
+
+    def _pieces(self, space: ParameterSpace, start: int, stop: int) -> list[Tensor]:
+        """Elements start, ..., stop - 1 of the flat vector, tensor by tensor, as stored."""
+        before = [] if self._base is None else self._base._pieces(space, start, stop)
+        pieces: list[Tensor] = []
         with self._open() as tensors:
             for entry in space.entries:
                 low, high = max(start, entry.offset), min(stop, entry.offset + entry.size)
                 if low < high:
-                    flat = tensors.get_tensor(self._stored(canonical_name(entry.name))).view(-1)
-                    row[low - start : high - start] = flat[low - entry.offset : high - entry.offset]
+                    name = self._stored(canonical_name(entry.name))
+                    flat = tensors.get_tensor(name).view(-1)
+                    piece = flat[low - entry.offset : high - entry.offset]
+                    in_delta = name in self._deltas
+                    pieces.append(decode(before[len(pieces)], piece) if in_delta else piece)
+        return pieces
 
     def dtype(self, space: ParameterSpace) -> torch.dtype:
         """The floating-point type of the parameters of `space` in the file, the widest if mixed."""
+        names = {self._stored(canonical_name(entry.name)) for entry in space.entries}
+        return functools.reduce(torch.promote_types, map(self._dtype, sorted(names)))
+
+    def _dtype(self, name: str) -> torch.dtype:
+        if name in self._deltas and self._base is not None:
+            return self._base._dtype(name)
         with self._open() as tensors:
-            names = {self._stored(canonical_name(entry.name)) for entry in space.entries}
-            dtypes = [tensors.get_tensor(name).dtype for name in names]
-        return functools.reduce(torch.promote_types, dtypes)
+            return tensors.get_tensor(name).dtype
 
     def check(self, space: ParameterSpace) -> None:
         """Raises ValueError at the first parameter in which snapshot and `space` disagree."""
         wanted = {canonical_name(entry.name): list(entry.shape) for entry in space.entries}
         self._compare(wanted, [*wanted, *self.trained])
+
+    def differing(self, tensors: Mapping[str, Tensor]) -> list[str]:
+        """The names under which `tensors` has other values, beyond the error of compression."""
+        allowed = self.errors.get("largest", 0.0)
+        return [n for n, x in self.state().items() if not _same(x, tensors[n].detach(), allowed)]
 
     def check_model(self, tensors: Mapping[str, Tensor]) -> None:
         """Raises ValueError at the first tensor, buffers included, that is not as in the file."""
@@ -179,3 +250,9 @@ class Snapshot:
 
 def _describe(shape: list[int] | None) -> str:
     return "no tensor" if shape is None else f"shape {shape}"
+
+
+def _same(a: Tensor, b: Tensor, allowed: float) -> bool:
+    b = b.to(a.device)
+    near = (a - b).abs() <= allowed if allowed and a.is_floating_point() else a == b
+    return bool((near | ((a != a) & (b != b))).all())
