@@ -29,6 +29,7 @@ from pylandscape.trajectory import (
     lightning_callback,
     principal_directions,
     project,
+    trajectory_plane,
 )
 
 __all__ = [
@@ -64,6 +65,7 @@ __all__ = [
     "lightning_callback",
     "principal_directions",
     "project",
+    "trajectory_plane",
     # between solutions
     "Curve",
     "connect",

@@ -3,7 +3,7 @@
 import gc
 import io
 import weakref
-from itertools import combinations
+from itertools import combinations, pairwise
 from types import SimpleNamespace
 
 import matplotlib
@@ -16,12 +16,15 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, QuadMesh
 from matplotlib.contour import QuadContourSet
 from matplotlib.text import Text
+from PIL import Image
 
 import pylandscape as pl
 from pylandscape import plots
+from pylandscape.plots import _animation
 from pylandscape.plots._interpolation import barrier_height
 from pylandscape.plots._surface import faces_of
 from pylandscape.plots._training import running_mean
+from pylandscape.plots._trajectory import draw_scene, finish_scene
 from pylandscape.plots._values import Plane, contour_levels, number_texts, read_curve, read_plane
 
 ATTRS = {
@@ -152,6 +155,9 @@ FIGURES = {
     "interpolation": lambda: plots.interpolation(hill()),
     "training": lambda: plots.training(log_of()),
     "gradient_norm": lambda: plots.gradient_norm(log_of()),
+    "gradient_norm, clipped": lambda: plots.gradient_norm(
+        log_of().assign(grad_norm_unclipped=lambda log: 3 * log.grad_norm)
+    ),
     "eigenvalues": lambda: plots.eigenvalues(pairs_of()),
     "eigenvalues, many": lambda: plots.eigenvalues(pairs_of([0.123 * n - 0.7 for n in range(12)])),
     "density": lambda: plots.density(spectrum_of()),
@@ -639,6 +645,19 @@ def test_rows_without_a_loss_are_left_out_and_divergence_is_hatched():
     assert span.get_x() == pytest.approx(199.5)
 
 
+def test_gradient_norm_shows_the_norm_before_clipping_where_known():
+    log = log_of()
+    clipped = log.assign(grad_norm_unclipped=2 * log.grad_norm)
+    for given, count in ((log, 0), (clipped, 1)):
+        lines = find(plots.gradient_norm(given), "unclipped")
+        assert len(lines) == count
+    assert lines[0].get_ydata() == pytest.approx(
+        running_mean(2 * log.grad_norm.values, 300 // 30), nan_ok=True
+    )
+    figure = plots.gradient_norm(clipped)
+    assert figure.axes[0].get_legend().get_texts()[0].get_text() == "before clipping"
+
+
 def test_gradient_norm_draws_its_own_variable():
     log = log_of(30)
     (line,) = plots.gradient_norm(log).axes[0].get_lines()
@@ -731,6 +750,54 @@ def test_snapshots_that_are_not_finite_are_counted():
     assert len(find(figure, "path")[0].get_segments()) == 27
 
 
+def test_the_caption_says_how_far_the_plane_can_be_trusted():
+    path = path_of()
+    path.attrs["loss_gap"] = float(abs(path.loss - path.plane_loss).max())
+    text = words(plots.trajectory(plane_of(bowl), path))
+    off = float(path.distance.max())
+    assert f"lie up to {off:.3g} off the plane and up to 1 from its origin" in text
+    assert "differs from theirs by up to 0.1 (at step 0)" in text
+
+
+def test_a_trajectory_in_three_given_axes_has_all_its_panels():
+    axes = plt.Figure().subplots(3, 1)
+    plots.trajectory(plane_of(bowl), path_of(), list(axes))
+    assert [len(ax.get_lines()) > 0 for ax in axes] == [True, True, True]
+    assert axes[2].get_ylabel() == "loss"
+
+
+def test_a_film_follows_the_path_to_its_end(tmp_path):
+    path = path_of(12)
+    file = plots.animate(
+        plane_of(bowl), path, tmp_path / "new" / "run.gif", seconds=1, rate=6, caption=False
+    )
+    assert [f.name for f in file.parent.iterdir()] == ["run.gif"]
+    with Image.open(file) as film:
+        frames = []
+        for number in range(film.n_frames):
+            film.seek(number)
+            frames.append(np.asarray(film.convert("L"), dtype=float))
+            assert film.info["duration"] >= 150
+    assert len(frames) == 6  # those that stay are one
+    for before, after in pairwise(frames):
+        assert np.abs(after - before).max() > 50
+
+
+def test_a_film_shows_the_snapshots_up_to_a_time(monkeypatch, tmp_path):
+    path = path_of(5)
+    scene = draw_scene(plane_of(bowl), path, None, 10, "auto", "here")
+    runner = _animation._Runner(scene.axes, scene.path)
+    finish_scene(scene, plane_of(bowl), path, [runner.end], False)
+    runner.show(2.5)
+    points = np.array([segment[1] for segment in runner.line.get_segments()])
+    alpha, beta = path.alpha.values, path.beta.values
+    assert points[:, 0] == pytest.approx([alpha[1], alpha[2], (alpha[2] + alpha[3]) / 2])
+    assert points[:, 1] == pytest.approx([beta[1], beta[2], (beta[2] + beta[3]) / 2])
+    assert runner.end.get_xydata()[0] == pytest.approx(points[-1])
+    assert scene.axes[0].get_legend().get_texts()[0].get_text() == "step 20 of 40"
+    assert [line.get_xdata()[0] for line in runner.lines] == [25, 25]
+
+
 # -- bad input -----------------------------------------------------------------------------------
 
 curve, plane, log = curve_of(np.square), plane_of(bowl), log_of()
@@ -766,6 +833,9 @@ BAD = [
     (lambda: plots.density(spectrum_of() * np.nan), ValueError, "must be finite, got NaN"),
     (lambda: plots.layers(curve), ValueError, r"must have a dimension layer, got alpha"),
     (lambda: plots.layers(layers_of()[["trace"]]), ValueError, "variable 'lambda_max', got trace"),
+    (lambda: plots.animate(plane, path_of(), "run.avi"), ValueError, "end in .gif or .mp4, got"),
+    (lambda: plots.animate(plane, path_of(), "a.gif", rate=0), ValueError, "rate must be a pos"),
+    (lambda: plots.animate(plane, 3, "a.gif"), TypeError, "projected must be an xarray.Dataset"),
     (lambda: plots.eigenvalues([1.0]), TypeError, "pairs must have values and residuals"),
     (lambda: plots.eigenvalues(SimpleNamespace(values=[1.0], residuals=[])), ValueError, "one len"),
     (lambda: plots.eigenvalues(SimpleNamespace(values=[np.nan], residuals=[1.0])), ValueError,
@@ -782,3 +852,10 @@ def test_bad_input_is_answered_in_one_line(call, error, message):
         call()
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith("plots.")
+
+
+def test_a_film_without_ffmpeg_is_refused_before_anything_is_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(_animation.FFMpegWriter, "isAvailable", lambda: False)
+    with pytest.raises(ValueError, match=r"end in .gif where ffmpeg is not installed"):
+        plots.animate(plane, path_of(), tmp_path / "run.mp4")
+    assert not list(tmp_path.iterdir())

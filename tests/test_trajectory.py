@@ -5,6 +5,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from recorded import record
 from safetensors.torch import save_file
 from torch import nn
@@ -372,3 +373,48 @@ def test_bad_requests_for_projections(tmp_path, objective):
     other = pl.Directions.from_vectors(pl.ParameterSpace.from_model(nn.Linear(41, 1)), axis)
     with pytest.raises(ValueError, match="model must be the recorded one"):
         pl.project(path, other)
+
+
+# -- surface and path in one call -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("convention", ["centered", "final"])
+def test_a_plane_in_one_call_is_that_of_its_parts(tmp_path, objective, convention):
+    vectors = random_path() / 5
+    path = record(tmp_path, objective.model, vectors)
+    surface, found = pl.trajectory_plane(objective, path, (5, 7), convention)
+    directions = pl.principal_directions(objective, path, convention=convention)
+    xr.testing.assert_identical(found, pl.project(path, directions, objective))
+    assert surface.loss.shape == (5, 7)
+    assert surface.attrs["explained_variance"] == found.attrs["explained_variance"]
+    for i, j in ((0, 0), (4, 2), (3, 6)):
+        at = torch.tensor([float(surface.alpha[i]), float(surface.beta[j])], dtype=torch.float64)
+        point = vectors[-1] + at @ directions.vectors
+        assert surface.loss[i, j] == pytest.approx(objective.loss(point), rel=1e-9)
+    assert found.attrs["loss_gap"] == pytest.approx(float(abs(found.loss - found.plane_loss).max()))
+    assert found.attrs["loss_gap"] > 0
+
+
+@pytest.mark.parametrize("thin", [1.0, 1e-3])
+def test_the_range_of_a_plane_holds_the_path_with_room_and_is_not_thin(tmp_path, objective, thin):
+    generator = torch.Generator().manual_seed(6)
+    axes = torch.linalg.qr(torch.randn(42, 2, generator=generator, dtype=torch.float64))[0].T
+    turns = torch.linspace(0, 6, 30, dtype=torch.float64)
+    walk = torch.stack([torch.cos(turns), 0.8 * thin * torch.sin(turns)], 1) @ axes
+    path = record(tmp_path, objective.model, walk)
+    surface, found = pl.trajectory_plane(objective, path, 2, margin=0.25)
+    sides = {}
+    for name in ("alpha", "beta"):
+        low, high = surface[name].values
+        sides[name] = high - low
+        room = min(found[name].min() - low, high - found[name].max())
+        assert room >= 0.25 * np.ptp(found[name].values) * (1 - 1e-9)
+    assert max(sides.values()) <= 2 * min(sides.values()) * (1 + 1e-9)
+    assert sides["alpha"] == pytest.approx(1.5 * np.ptp(found.alpha.values))
+
+
+def test_a_plane_needs_a_margin_that_is_a_number(tmp_path, objective):
+    path = record(tmp_path, objective.model, random_path())
+    for margin in (-0.1, float("nan"), "wide"):
+        with pytest.raises(ValueError, match="trajectory_plane: margin must be"):
+            pl.trajectory_plane(objective, path, margin=margin)

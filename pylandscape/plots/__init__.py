@@ -9,6 +9,7 @@ What is not a number stays visible: NaN, infinite and not evaluated points are h
 named in a legend and counted in the caption. Nothing is interpolated over them.
 """
 
+from pylandscape.plots._animation import animate
 from pylandscape.plots._caption import caption
 from pylandscape.plots._contour import contour
 from pylandscape.plots._density import density, layers
@@ -21,6 +22,7 @@ from pylandscape.plots._training import gradient_norm, training
 from pylandscape.plots._trajectory import trajectory
 
 __all__ = [
+    "animate",
     "caption",
     "contour",
     "density",

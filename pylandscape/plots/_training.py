@@ -1,5 +1,7 @@
 """What was measured during training: loss and gradient norm over the steps."""
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -58,6 +60,8 @@ def gradient_norm(
 ) -> Figure:
     """The norm of the gradient over the steps, drawn as `training` draws the loss.
 
+    Where the log has it as `grad_norm_unclipped`, the mean of the norm before clipping is dashed.
+
     Args:
         log: Dataset over step with `grad_norm`, as `Trajectory.log`.
         ax: where to draw; None makes a new figure.
@@ -108,8 +112,15 @@ def _history(
     window = int(known.sum()) // SHARE
     note = _draw_history(upper, curve.x[drawn], curve.values[drawn], window)
     legend = mark_gaps(upper, curve.x, gaps)
+    shown = curve.values
+    if variable == "grad_norm" and "grad_norm_unclipped" in log:
+        unclipped = np.asarray(log["grad_norm_unclipped"], dtype=np.float64)
+        means = running_mean(unclipped, max(1, window))
+        style: dict[str, Any] = {"color": _style.GREY, "linewidth": 0.8, "linestyle": (0, (4, 2))}
+        legend += upper.plot(curve.x, means, label="before clipping", gid="unclipped", **style)
+        shown = np.concatenate([shown, means])
     if logarithmic:
-        log_axis(upper, curve.values)
+        log_axis(upper, shown)
     finish_panel(upper, label)
     if rate is not None:
         lower[0].plot(rate.x, rate.values, color=_style.GREY, drawstyle="steps-post")

@@ -11,6 +11,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -68,7 +69,7 @@ def trajectory(
         surface: Dataset over (alpha, beta) with `loss`, on the plane of the path.
         projected: Dataset over snapshot with `alpha`, `beta`, `distance`, as `project` gives; a
             coordinate `step`, and `displacement`, `loss`, `plane_loss` where known.
-        ax: axes for the plane, or a pair for plane and distances; None makes a new figure.
+        ax: axes for the plane, or several for plane, distances and losses; None makes a new figure.
         levels: as in `contour`.
         scale: of the loss, as in `contour`.
         caption: whether a new figure carries its caption.
@@ -92,7 +93,30 @@ def trajectory(
         >>> len(plots.trajectory(bowl, path).axes)
         2
     """
-    where = "plots.trajectory"
+    scene = draw_scene(surface, projected, ax, levels, scale, "plots.trajectory")
+    ends = _draw_path(scene.axes[0], scene.path)
+    return finish_scene(scene, surface, projected, ends, caption)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The panels of a trajectory, all but the path itself drawn."""
+
+    axes: list[Axes]
+    plane: Plane
+    path: "Track"
+    lines: QuadContourSet
+
+
+def draw_scene(
+    surface: xr.Dataset,
+    projected: xr.Dataset,
+    ax: Axes | Sequence[Axes] | None,
+    levels: int | Sequence[float],
+    scale: Scale,
+    where: str,
+) -> Scene:
+    """The plane, and the panels below it."""
     plane = read_plane(surface, "loss", where)
     path = _read_path(projected, where)
     chosen = choose_levels(plane.values, levels, scale, where)
@@ -100,27 +124,36 @@ def trajectory(
     axes = _axes(ax, plane, fidelity, where)
     bands = fill(axes[0], plane, chosen, PALE)
     lines = draw_lines(axes[0], plane, chosen, ["#6E6E6E"] * len(chosen))
-    legend = [*_draw_path(axes[0], path), *draw_gaps(axes[0], plane)]
     shape_axes(axes[0], surface, plane, None)
     _name_axes(axes[0], projected)
     _include(axes[0], path)
     colour_bar(axes[0], bands, plane, "loss")
     if len(axes) > 1:
         _draw_distance(axes[1], path, projected)
-    if len(axes) > 2:
+    if len(axes) > 2 and fidelity:
         _draw_losses(axes[2], path, projected)
     if len(axes) > 1:
         step_axis(axes[-1], path.step)
-    _style.legend_above(axes[0], legend)
-    figure = _style.finish(
-        axes[0], compose(caption, surface, gap_note(plane.state), _note(projected, path))
-    )
-    label_lines(lines)
+    return Scene(axes, plane, path, lines)
+
+
+def finish_scene(
+    scene: Scene,
+    surface: xr.Dataset,
+    projected: xr.Dataset,
+    ends: Sequence[Artist],
+    caption: bool,
+) -> Figure:
+    """Legend, caption and page."""
+    _style.legend_above(scene.axes[0], [*ends, *draw_gaps(scene.axes[0], scene.plane)])
+    gaps, note = gap_note(scene.plane.state), _note(projected, scene.path)
+    figure = _style.finish(scene.axes[0], compose(caption, surface, gaps, note))
+    label_lines(scene.lines)
     return figure
 
 
 @dataclass(frozen=True)
-class _Path:
+class Track:
     """Snapshots in the order of their steps, those with NaN or infinite coordinates left out."""
 
     step: Floats
@@ -135,7 +168,7 @@ class _Path:
         return Normalize(self.step[0], max(self.step[-1], self.step[0] + 1))
 
 
-def _read_path(projected: xr.Dataset, where: str) -> _Path:
+def _read_path(projected: xr.Dataset, where: str) -> Track:
     require_dataset(projected, where, "projected")
     columns = []
     for name in ("alpha", "beta", "distance"):
@@ -156,7 +189,7 @@ def _read_path(projected: xr.Dataset, where: str) -> _Path:
     kept = order[finite[order]]
     require(len(kept) > 0, f"{where}: projected must have a finite snapshot, got none.")
     x, y, distance = (column[kept] for column in columns)
-    return _Path(step[kept].astype(np.float64), x, y, distance, kept, len(order) - len(kept))
+    return Track(step[kept].astype(np.float64), x, y, distance, kept, len(order) - len(kept))
 
 
 def _axes(ax: Axes | Sequence[Axes] | None, plane: Plane, fidelity: bool, where: str) -> list[Axes]:
@@ -173,14 +206,14 @@ def _axes(ax: Axes | Sequence[Axes] | None, plane: Plane, fidelity: bool, where:
         return [first, *panels]
     given = [ax] if isinstance(ax, Axes) else list(ax)
     require(
-        len(given) in (1, 2) and all(isinstance(part, Axes) for part in given),
-        f"{where}: ax must be axes or a pair of axes, got {show(ax)}.",
+        len(given) in (1, 2, 3) and all(isinstance(part, Axes) for part in given),
+        f"{where}: ax must be axes or at most three of them, got {show(ax)}.",
         TypeError,
     )
     return given
 
 
-def _draw_path(ax: Axes, path: _Path) -> list[Artist]:
+def _draw_path(ax: Axes, path: Track) -> list[Artist]:
     ax.plot(path.x, path.y, color="white", linewidth=2.8, solid_capstyle="round", zorder=2.9)
     _draw_coloured(ax, path, path.x, path.y, "path")
     ends: list[Artist] = []
@@ -198,7 +231,7 @@ def _draw_path(ax: Axes, path: _Path) -> list[Artist]:
     return ends
 
 
-def _draw_coloured(ax: Axes, path: _Path, x: Floats, y: Floats, gid: str) -> None:
+def _draw_coloured(ax: Axes, path: Track, x: Floats, y: Floats, gid: str) -> None:
     """A line through the snapshots, coloured by step; few snapshots are marked on it."""
     points = np.stack([x, y], axis=1)
     line = LineCollection(
@@ -226,7 +259,7 @@ def _name_axes(ax: Axes, projected: xr.Dataset) -> None:
         axis.set_label_text(name)
 
 
-def _include(ax: Axes, path: _Path) -> None:
+def _include(ax: Axes, path: Track) -> None:
     """Widens the limits to the whole path, where that leaves the plane that was evaluated."""
     for limits, set_limits, values in (
         (ax.get_xlim(), ax.set_xlim, path.x),
@@ -238,7 +271,7 @@ def _include(ax: Axes, path: _Path) -> None:
         set_limits(low, high)
 
 
-def _draw_distance(ax: Axes, path: _Path, projected: xr.Dataset) -> None:
+def _draw_distance(ax: Axes, path: Track, projected: xr.Dataset) -> None:
     """The distances from the plane, coloured as the path, and from the origin, dashed."""
     if "displacement" in projected:
         whole = np.asarray(projected["displacement"], dtype=np.float64)[path.kept]
@@ -253,7 +286,7 @@ def _draw_distance(ax: Axes, path: _Path, projected: xr.Dataset) -> None:
     _style.legend_above(ax, [key, *ax.get_lines()[:1]])
 
 
-def _draw_losses(ax: Axes, path: _Path, projected: xr.Dataset) -> None:
+def _draw_losses(ax: Axes, path: Track, projected: xr.Dataset) -> None:
     """The loss of the snapshots and of their images in the plane."""
     losses = {
         name: np.asarray(projected[name], dtype=np.float64)[path.kept]
@@ -270,12 +303,26 @@ def _draw_losses(ax: Axes, path: _Path, projected: xr.Dataset) -> None:
     _style.legend_above(ax, ax.get_lines())
 
 
-def _note(projected: xr.Dataset, path: _Path) -> str:
+def _note(projected: xr.Dataset, path: Track) -> str:
+    """How far the picture can be trusted, in numbers."""
     notes = []
     shares = projected.attrs.get("explained_variance")
     if shares is not None:
         total = float(np.sum(shares))
         notes.append(f"The axes hold {total:.1%} of the variance of {len(path.kept)} snapshots.")
+    off = f"Snapshots lie up to {path.distance.max():.3g} off the plane"
+    if "displacement" in projected:
+        farthest = float(np.asarray(projected["displacement"])[path.kept].max())
+        off += f" and up to {farthest:.3g} from its origin"
+    if "loss_gap" in projected.attrs:
+        off += f"; the loss in the plane differs from theirs by up to {_gap(projected, path)}"
+    notes.append(off + ".")
     if path.lost:
         notes.append(f"{path.lost} snapshots have no finite coordinates.")
     return " ".join(notes)
+
+
+def _gap(projected: xr.Dataset, path: Track) -> str:
+    loss, inside = (np.asarray(projected[name])[path.kept] for name in ("loss", "plane_loss"))
+    at = int(np.nanargmax(np.abs(loss - inside))) if np.isfinite(loss - inside).any() else 0
+    return f"{abs(loss[at] - inside[at]):.3g} (at step {path.step[at]:,.0f})"

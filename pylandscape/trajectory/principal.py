@@ -78,7 +78,7 @@ def principal_directions(
         (7,)
         >>> folder.cleanup()
     """
-    path = _opened(path)
+    path = opened(path)
     require(
         convention in CONVENTIONS,
         f"principal_directions: convention must be one of {CONVENTIONS}, got {show(convention)}.",
@@ -140,7 +140,8 @@ def project(
         `frozen` with its own running statistics), `plane_loss` that of its image, as a surface over
         these directions shows it: how far they differ says how far the picture can be trusted.
         Among the attributes, `captured` is the share of the sum of squared displacements that lies
-        in the plane; `explained_variance` comes from `directions`.
+        in the plane, `loss_gap` the largest |loss - plane_loss|; `explained_variance` comes from
+        `directions`.
 
     Raises:
         ValueError: another model, or directions that are linearly dependent.
@@ -148,7 +149,7 @@ def project(
     Example:
         See `principal_directions`.
     """
-    path = _opened(path)
+    path = opened(path)
     require(
         isinstance(directions, Directions),
         f"project: directions must be Directions, got {show(directions)}.",
@@ -173,6 +174,7 @@ def project(
     if objective is not None:
         objective.check_directions(directions, "project")
         variables |= _losses(objective, path, directions, origin, table, progress)
+    gap = {"loss_gap": _largest_gap(variables)} if objective is not None else {}
     total = float(displacement.square().sum())
     captured = 1 - float(distance.square().sum()) / total if total else 1.0
     return xr.Dataset(
@@ -187,6 +189,7 @@ def project(
             **directions.attrs,
             "axis_labels": directions.labels,
             "captured": captured,
+            **gap,
         },
     )
 
@@ -302,8 +305,8 @@ def _losses(
         nowhere = torch.zeros(1, len(directions))
         for t, snapshot in enumerate(path.snapshots):
             point = path.vector(t, objective.space)
-            own = None
-            if objective.batchnorm == "frozen":
+            own = None  # then the engine is that of the plane
+            if objective.batchnorm == "frozen" and any(True for _ in objective.model.buffers()):
                 own = _constant(buffers_for(objective.model, snapshot.state(), objective.device))
             loss[t] = objective.evaluate_along(point, directions, nowhere, buffers=own, bar=bar)[
                 "loss"
@@ -311,11 +314,15 @@ def _losses(
     return {"loss": loss, "plane_loss": plane}
 
 
+def _largest_gap(losses: dict[str, Tensor]) -> float:
+    return float((losses["loss"] - losses["plane_loss"]).abs().max())
+
+
 def _constant(buffers: dict[str, Tensor]) -> Callable[[Tensor], dict[str, Tensor]]:
     return lambda coordinates: buffers
 
 
-def _opened(path: Path) -> Trajectory:
+def opened(path: Path) -> Trajectory:
     return path if isinstance(path, Trajectory) else Trajectory(path)
 
 

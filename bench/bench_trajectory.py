@@ -1,0 +1,137 @@
+"""The principal components of a long run: time and memory, against an SVD of all snapshots.
+
+200 snapshots of 1.2 M parameters, plain and compressed. Each candidate runs in a process of its
+own, whose peak of resident memory is read when it ends; what importing torch alone takes stands
+beside it. The SVD is torch.linalg.svd of the centered snapshots, all of them in memory, in float32
+as a user would write it.
+"""
+
+import json
+import math
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import pylandscape as pl
+
+SNAPSHOTS = 200
+LAYERS = (784, 1200, 200, 10)  # 1.2 M parameters
+
+
+class Net(nn.Sequential):
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        sizes = pairwise(LAYERS)
+        super().__init__(*(nn.Linear(a, b) for a, b in sizes))
+
+
+class Bend(torch.optim.Optimizer):
+    """A noisy quarter of a circle, so that two components are well apart from the others."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model.parameters(), {"lr": 1.0})
+        parameters = list(model.parameters())
+        self.axes = [[torch.randn_like(p) * 0.01 for p in parameters] for _ in range(2)]
+        self.turns = iter(torch.linspace(0, math.pi / 2, SNAPSHOTS).tolist())
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        turn = next(self.turns)
+        for p, x, y in zip(self.param_groups[0]["params"], *self.axes, strict=True):
+            p.add_(x, alpha=math.cos(turn)).add_(y, alpha=math.sin(turn))
+            p.add_(torch.randn_like(p), alpha=0.005)
+
+
+def record(folder: Path, compress: bool) -> None:
+    model = Net()
+    optimizer = Bend(model)
+    with pl.Recorder(folder, compress=compress).attach(model, optimizer):
+        for _ in range(SNAPSHOTS - 1):
+            optimizer.step()
+
+
+def ours(folder: str) -> Any:
+    model = Net()
+    data = torch.randn(8, LAYERS[0]), torch.randint(0, LAYERS[-1], (8,))
+    objective = pl.Objective(model, nn.CrossEntropyLoss(), data)
+    start = time.perf_counter()
+    found = pl.principal_directions(objective, folder, convention="centered")
+    seconds = time.perf_counter() - start
+    return seconds, found.attrs["explained_variance"], found.vectors[:, ::1000].tolist()
+
+
+def svd(folder: str) -> Any:
+    path, space = pl.Trajectory(folder), pl.ParameterSpace.from_model(Net())
+    start = time.perf_counter()
+    rows = torch.stack([path.vector(t, space) for t in range(len(path))])
+    rows -= rows.mean(0)
+    _, singular, vectors = torch.linalg.svd(rows, full_matrices=False)
+    seconds = time.perf_counter() - start
+    shares = (singular**2 / (singular**2).sum())[:2].tolist()
+    return seconds, shares, vectors[:2, ::1000].tolist()
+
+
+def nothing(folder: str) -> Any:
+    return 0.0, [], []
+
+
+def in_own_process(name: str, folder: Path, threads: int) -> dict[str, Any]:
+    arguments = [sys.executable, __file__, name, str(folder), str(threads)]
+    result = subprocess.run(arguments, check=True, capture_output=True, text=True)
+    return json.loads(result.stdout)
+
+
+def test_principal_directions(
+    keep: Callable[[dict[str, Any]], None], benchmark: Any, tmp_path: Path
+) -> None:
+    for kind in ("plain", "compressed"):
+        record(tmp_path / kind, kind == "compressed")
+    runs = {
+        "ours": ("ours", "plain"),
+        "ours, compressed": ("ours", "compressed"),
+        "torch svd": ("svd", "plain"),
+        "import": ("nothing", "plain"),
+    }
+    threads = torch.get_num_threads()
+    found = {
+        label: min(
+            (in_own_process(name, tmp_path / kind, threads) for _ in range(3)),
+            key=lambda run: run["seconds"],
+        )
+        for label, (name, kind) in runs.items()
+    }
+    reference = found["torch svd"]
+    for label in ("ours", "ours, compressed"):
+        assert found[label]["shares"] == pytest.approx(reference["shares"], rel=1e-3)
+        for a, b in zip(found[label]["vectors"], reference["vectors"], strict=True):
+            x, y = torch.tensor(a), torch.tensor(b)
+            assert min((x - y).norm(), (x + y).norm()) < 0.02 * y.norm()
+    sizes = {
+        kind: sum(file.stat().st_size for file in (tmp_path / kind / "snapshots").iterdir())
+        for kind in ("plain", "compressed")
+    }
+    keep(
+        {"seconds": {k: round(run["seconds"], 2) for k, run in found.items() if k != "import"}}
+        | {"peak_MiB": {label: round(run["peak_MiB"]) for label, run in found.items()}}
+        | {"snapshots_MB": {kind: round(size / 1e6) for kind, size in sizes.items()}}
+    )
+    benchmark.pedantic(lambda: None, rounds=1)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(sys.argv[3]))
+    seconds, shares, vectors = {"ours": ours, "svd": svd, "nothing": nothing}[sys.argv[1]](
+        sys.argv[2]
+    )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    found = {"seconds": seconds, "peak_MiB": peak, "shares": shares, "vectors": vectors}
+    print(json.dumps(found))
