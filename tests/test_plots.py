@@ -120,6 +120,16 @@ def layers_of(count=4):
     return xr.Dataset({k: ("layer", v) for k, v in names.items()}, {"layer": layer}, ATTRS)
 
 
+def curvatures_of(count=2, mean=4e-4):
+    names = {
+        "curvature": 1e-3 * np.arange(1.0, count + 1),
+        "principal": np.linspace(8, -0.002, count),
+    }
+    numbers = {"lambda_max": 42.0, "lambda_min": -1.5, "mean": mean, "mean_stderr": 1e-4}
+    variables = {k: ("axis", v) for k, v in names.items()} | numbers
+    return xr.Dataset(variables, {"axis": [f"direction {k + 1}" for k in range(count)]}, ATTRS)
+
+
 def spiked():
     """A bowl with a few values that would flatten it, on a linear scale."""
     surface = plane_of(lambda x, y: 1 + x**2 + y**2, 31, 31)
@@ -164,6 +174,8 @@ FIGURES = {
     "density, linear": lambda: plots.density(spectrum_of(), scale="linear"),
     "density, magnitude": lambda: plots.density(spectrum_of(), magnitude=True),
     "density, of zero": lambda: plots.density(spectrum_of(torch.zeros(60, 60))),
+    "axis_curvature": lambda: plots.axis_curvature(curvatures_of()),
+    "axis_curvature, one": lambda: plots.axis_curvature(curvatures_of(1, mean=-0.3)),
     "layers": lambda: plots.layers(layers_of()),
     "layers, many": lambda: plots.layers(layers_of(24)),
     "eigenvalues, unconverged": lambda: plots.eigenvalues(pairs_of(converged=False)),
@@ -704,8 +716,21 @@ def test_layers_are_drawn_from_the_first_down_with_their_signs():
     assert ax.yaxis_inverted()
     drawn = {bar.get_label(): bar.lines[0].get_xydata() for bar in ax.containers}
     assert drawn["largest"] == pytest.approx(np.stack([[10, 100, 1e3, 1e4], range(4)], 1))
-    assert drawn["-smallest"] == pytest.approx(np.array([[1, 2], [2, 3]]))  # of the negative ones
+    assert drawn["\u2212smallest"] == pytest.approx(
+        np.array([[1, 2], [2, 3]])
+    )  # of the negative ones
     assert drawn["mean"][:, 0] == pytest.approx([2e-3, 5e-4, 2.5e-4])  # without the one of 0
+
+
+def test_curvatures_of_axes_stand_beside_the_eigenvalues():
+    figure = plots.axis_curvature(curvatures_of())
+    assert find(figure, "curvature")[0].get_xydata() == pytest.approx(
+        np.array([[1e-3, 0], [2e-3, 1]])
+    )
+    assert find(figure, "span")[0].get_xdata() == pytest.approx([-0.002, 8])
+    for name, value in (("lambda_max", 42.0), ("lambda_min", -1.5), ("mean", 4e-4)):
+        assert find(figure, name)[0].get_xdata() == [value, value]
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()][2] == "all in their span"
 
 
 # -- trajectories --------------------------------------------------------------------------------
@@ -831,6 +856,7 @@ BAD = [
     (lambda: plots.density(curve), ValueError, "variable 'density', got loss"),
     (lambda: plots.density([1.0]), TypeError, "spectrum must be an xarray.Dataset"),
     (lambda: plots.density(spectrum_of() * np.nan), ValueError, "must be finite, got NaN"),
+    (lambda: plots.axis_curvature(curve), ValueError, "variable 'curvature', got loss"),
     (lambda: plots.layers(curve), ValueError, r"must have a dimension layer, got alpha"),
     (lambda: plots.layers(layers_of()[["trace"]]), ValueError, "variable 'lambda_max', got trace"),
     (lambda: plots.animate(plane, path_of(), "run.avi"), ValueError, "end in .gif or .mp4, got"),

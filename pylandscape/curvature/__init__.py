@@ -1,5 +1,6 @@
 """Second-order information: curvature matrices as operators, their eigenpairs and spectra."""
 
+from pylandscape.curvature.axes import axis_curvature, eigen_directions
 from pylandscape.curvature.density import layer_spectra, spectral_density
 from pylandscape.curvature.lanczos import Eigenpairs, eigenpairs
 from pylandscape.curvature.operators import GGN, CurvatureOperator, Fisher, Hessian
@@ -12,7 +13,9 @@ __all__ = [
     "Fisher",
     "GGN",
     "Hessian",
+    "axis_curvature",
     "diagonal",
+    "eigen_directions",
     "eigenpairs",
     "frobenius_norm",
     "layer_spectra",

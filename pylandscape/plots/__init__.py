@@ -12,7 +12,7 @@ named in a legend and counted in the caption. Nothing is interpolated over them.
 from pylandscape.plots._animation import animate
 from pylandscape.plots._caption import caption
 from pylandscape.plots._contour import contour
-from pylandscape.plots._density import density, layers
+from pylandscape.plots._density import axis_curvature, density, layers
 from pylandscape.plots._eigenvalues import eigenvalues
 from pylandscape.plots._interpolation import interpolation
 from pylandscape.plots._line import line
@@ -23,6 +23,7 @@ from pylandscape.plots._trajectory import trajectory
 
 __all__ = [
     "animate",
+    "axis_curvature",
     "caption",
     "contour",
     "density",

@@ -8,12 +8,14 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullLocator
 
 from pylandscape._checks import require
 from pylandscape.plots import _style
 from pylandscape.plots._caption import compose
 from pylandscape.plots._line import ERRORS, finish_panel
 from pylandscape.plots._values import (
+    MINUS,
     Floats,
     Scale,
     is_log,
@@ -25,6 +27,7 @@ from pylandscape.plots._values import (
 DECADES = 6.0  # a logarithmic density shows at most so many below its maximum
 SIGNS = {1: ("positive", _style.BLUE), -1: ("negative", _style.RED)}
 LAYER_HEIGHT = 0.19  # inches
+TICK_SPACING = 0.11  # of the axis
 
 
 @_style.in_style
@@ -99,7 +102,7 @@ def density(
         finish_panel(ax, "density")
     if logarithmic:
         ax.set_yscale("log")
-    ax.set_ylim(bottom, None if logarithmic else 1.05 * (values + ERRORS * errors).max())
+    ax.set_ylim(bottom, (3 if logarithmic else 1.05) * (values + ERRORS * errors).max())
     ax.set_xlim(x[0], x[-1])
     if not magnitude:
         _mark_ends(ax, spectrum)
@@ -197,7 +200,13 @@ def layers(spectra: xr.Dataset, ax: Axes | None = None, *, caption: bool = True)
     legend: list[Artist] = []
     for label, value, error, marker, color in (
         ("largest", spectra["lambda_max"], spectra["lambda_max_residual"], "o", _style.BLUE),
-        ("-smallest", -spectra["lambda_min"], spectra["lambda_min_residual"], "s", _style.RED),
+        (
+            f"{MINUS}smallest",
+            -spectra["lambda_min"],
+            spectra["lambda_min_residual"],
+            "s",
+            _style.RED,
+        ),
         ("mean", spectra["trace"] / size, spectra["trace_stderr"] / size, "D", _style.GREY),
     ):
         x, half = np.asarray(value, dtype=np.float64), np.asarray(error, dtype=np.float64)
@@ -225,3 +234,108 @@ def layers(spectra: xr.Dataset, ax: Axes | None = None, *, caption: bool = True)
     _style.legend_above(ax, legend)
     note = "Beside each layer its number of parameters; bars: residuals, and one standard error."
     return _style.finish(ax, compose(caption, spectra, note))
+
+
+@_style.in_style
+def axis_curvature(found: xr.Dataset, ax: Axes | None = None, *, caption: bool = True) -> Figure:
+    """The curvature that the axes of a slice show, against the eigenvalues that there are.
+
+    Dots are the curvatures along the axes, the bar below them the range of curvatures in their
+    span. Vertical lines mark lambda_max, lambda_min and the mean eigenvalue, with a band of two
+    standard errors. The scale is logarithmic on both sides of a stretch around zero.
+
+    Args:
+        found: what `pylandscape.axis_curvature` gives.
+        ax: where to draw; None makes a new figure.
+        caption: whether a new figure carries its caption.
+
+    Returns:
+        The figure that holds the drawing.
+
+    Raises:
+        TypeError: if `found` is not a Dataset.
+        ValueError: if it has no curvature over `axis`.
+
+    Example:
+        >>> import torch, pylandscape as pl
+        >>> data = torch.randn(20, 4), torch.randint(0, 3, (20,))
+        >>> objective = pl.Objective(torch.nn.Linear(4, 3), torch.nn.CrossEntropyLoss(), data)
+        >>> H = pl.Hessian(objective)
+        >>> found = pl.axis_curvature(H, pl.random_directions(objective), trace=pl.trace(H))
+        >>> pl.plots.axis_curvature(found).axes[0].get_xlabel()
+        'curvature'
+    """
+    where = "plots.axis_curvature"
+    require_dataset(found, where, "found")
+    require_variable(found, "curvature", where, "found")
+    require_variable(found, "principal", where, "found")
+    require(
+        found["curvature"].dims == ("axis",),
+        f"{where}: found must have curvature over (axis), got {found['curvature'].dims}.",
+    )
+    curvatures = np.asarray(found["curvature"], dtype=np.float64)
+    principal = np.asarray(found["principal"], dtype=np.float64)
+    count = len(curvatures)
+    if ax is None:
+        (ax,) = _style.new_panels((0.45 + LAYER_HEIGHT * (count + 1),))
+    legend: list[Artist] = []
+    marks = (
+        ("lambda_max", r"$\lambda_\mathrm{max}$", _style.BLUE, "-"),
+        ("lambda_min", r"$\lambda_\mathrm{min}$", _style.RED, "-"),
+        ("mean", "mean eigenvalue, tr H / P", _style.GREY, "--"),
+    )
+    shown = [*curvatures, *principal]
+    for name, label, color, line in marks:
+        if name in found:
+            value = float(found[name])
+            shown.append(value)
+            legend.append(
+                ax.axvline(value, label=label, gid=name, color=color, linestyle=line, linewidth=1.0)
+            )
+    if "mean_stderr" in found:
+        half = ERRORS * float(found["mean_stderr"])
+        middle = float(found["mean"])
+        ax.axvspan(middle - half, middle + half, color=_style.GREY, alpha=0.25, linewidth=0)
+    rows = np.arange(count, dtype=np.float64)
+    ax.plot(curvatures, rows, "o", color="black", markersize=3.5, gid="curvature", zorder=3)
+    names = [str(label) for label in found["axis"].values]
+    if count > 1:
+        ends = principal[[-1, 0]]
+        ax.plot(ends, [count, count], color="black", linewidth=3, solid_capstyle="butt", gid="span")
+        names.append("all in their span")
+    ax.set_yticks(np.arange(len(names)), names)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.tick_params(axis="y", length=0)
+    _two_sided_scale(ax, np.array(shown))
+    ax.set_xlabel("curvature")
+    _style.legend_above(ax, legend)
+    band = "Grey band: two standard errors of the mean." if "mean_stderr" in found else ""
+    return _style.finish(ax, compose(caption, found, band))
+
+
+def _two_sided_scale(ax: Axes, values: Floats) -> None:
+    """A horizontal scale that is logarithmic on both sides of a stretch around zero.
+
+    matplotlib's own ticks run into one another there: here each has room, the outer ones first.
+    """
+    sizes = np.abs(values[values != 0])
+    if len(sizes) == 0:
+        return
+    threshold = 0.5 * max(sizes.min(), 1e-6 * sizes.max())
+    low, high = min(values.min(), 0.0), max(values.max(), 0.0)
+    ax.set_xscale("symlog", linthresh=threshold, linscale=0.6)
+    ax.set_xlim(2 * low - threshold, 2 * high + threshold)
+    first, last = np.log10(threshold), np.log10(sizes.max())
+    decades = 10.0 ** np.arange(np.ceil(first), np.floor(last) + 1)[::-1]
+    candidates = [0.0, *(sign * decade for decade in decades for sign in (1, -1))]
+    ticks: list[float] = []
+    place = ax.transScale.transform
+    ends = place([(2 * low - threshold, 0), (2 * high + threshold, 0)])[:, 0]
+    for tick in candidates:
+        if not 2 * low <= tick <= 2 * high:
+            continue
+        at = place([(x, 0) for x in [tick, *ticks]])[:, 0] / np.ptp(ends)
+        if len(at) == 1 or np.abs(at[1:] - at[0]).min() > TICK_SPACING:
+            ticks.append(tick)
+    ax.set_xticks(sorted(ticks), number_texts(sorted(ticks)))
+    ax.xaxis.set_minor_locator(NullLocator())
