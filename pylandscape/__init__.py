@@ -3,7 +3,15 @@
 from pylandscape import _ops as _ops
 from pylandscape import sharpness
 from pylandscape._version import __version__
-from pylandscape.connectivity import Curve, connect, interpolate
+from pylandscape.connectivity import (
+    Curve,
+    align,
+    barriers,
+    connect,
+    interpolate,
+    match_units,
+    permutation_groups,
+)
 from pylandscape.curvature import (
     GGN,
     Eigenpairs,
@@ -72,8 +80,12 @@ __all__ = [
     "trajectory_plane",
     # between solutions
     "Curve",
+    "align",
+    "barriers",
     "connect",
     "interpolate",
+    "match_units",
+    "permutation_groups",
     # the package
     "__version__",
 ]

@@ -68,6 +68,31 @@ class Attention(nn.Module):
         return self.head(x.mean(1))
 
 
+class Residual(nn.Module):
+    """Two convolutions around a shortcut, as in ResNets."""
+
+    def __init__(self, width: int, out: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, out, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(out)
+        self.conv2 = nn.Conv2d(out, out, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(out)
+        self.shortcut = nn.Conv2d(width, out, 1, stride) if stride > 1 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.norm2(self.conv2(hidden)) + self.shortcut(x))
+
+
+def resnet(width: int = 6) -> nn.Module:
+    """Three blocks, the second of which halves the image and doubles the channels."""
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(),
+        Residual(width, width), Residual(width, 2 * width, 2), Residual(2 * width, 2 * width),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, 4),
+    )  # fmt: skip
+
+
 class Shift(nn.Module):
     """A parameter vector as it is: outputs x w for rows x of the inputs."""
 
