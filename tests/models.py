@@ -1,5 +1,8 @@
 """Small modules and data that the tests share. Everything is seeded and in float64."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -102,6 +105,28 @@ class Shift(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x @ self.w
+
+
+class Point(nn.Module):
+    """A model whose output is a function of its parameter vector, for losses in closed form."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], w: Any) -> None:
+        super().__init__()
+        self.function, self.w = function, nn.Parameter(torch.as_tensor(w, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.w).expand(len(x), 1)
+
+
+def function_objective(function: Callable[[Tensor], Tensor], w: Any) -> pl.Objective:
+    """L(w) = function(w), at w."""
+    data = torch.zeros(1, 1).double(), torch.zeros(1, 1).double()
+    return pl.Objective(Point(function, w), lambda outputs, _: outputs.mean(), data)
+
+
+def quadratic(curvatures: Tensor, w: Any) -> pl.Objective:
+    """L(w) = sum_i curvatures_i w_i^2 / 2, at w."""
+    return function_objective(lambda w: (curvatures * w**2).sum() / 2, w)
 
 
 def own_value(outputs: Tensor, targets: Tensor) -> Tensor:

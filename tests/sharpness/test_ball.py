@@ -4,31 +4,12 @@ import copy
 
 import pytest
 import torch
+from models import function_objective, quadratic
 from torch import nn
 
 import pylandscape as pl
 
 CURVATURES = torch.tensor([4.0, 2.5, 1.0, 0.5, 0.0], dtype=torch.float64)
-
-
-class Point(nn.Module):
-    """A model whose output is a function of its parameter vector, for losses in closed form."""
-
-    def __init__(self, function, w) -> None:
-        super().__init__()
-        self.function, self.w = function, nn.Parameter(torch.as_tensor(w, dtype=torch.float64))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.function(self.w).expand(len(x), 1)
-
-
-def _objective(function, w) -> pl.Objective:
-    data = torch.zeros(1, 1).double(), torch.zeros(1, 1).double()
-    return pl.Objective(Point(function, w), lambda outputs, _: outputs.mean(), data)
-
-
-def _quadratic(curvatures: torch.Tensor, w) -> pl.Objective:
-    return _objective(lambda w: (curvatures * w**2).sum() / 2, w)
 
 
 def _maximum(curvatures: torch.Tensor, w: torch.Tensor, epsilon: float) -> float:
@@ -44,7 +25,7 @@ def _maximum(curvatures: torch.Tensor, w: torch.Tensor, epsilon: float) -> float
 
 @pytest.mark.parametrize("epsilon", [1e-3, 0.1, 3.0])
 def test_at_a_minimum_it_is_the_largest_curvature(epsilon):
-    result = pl.sharpness.ball(_quadratic(CURVATURES, torch.zeros(5)), epsilon)
+    result = pl.sharpness.ball(quadratic(CURVATURES, torch.zeros(5)), epsilon)
     exact = 4.0 * epsilon**2 / 2
     assert exact * (1 - 1e-3) <= result.value <= exact * (1 + 1e-9)
     assert abs(result.maximizer[0]) > 0.99 * epsilon
@@ -55,14 +36,14 @@ def test_at_a_minimum_it_is_the_largest_curvature(epsilon):
 @pytest.mark.parametrize("epsilon", [1e-3, 0.1, 3.0])
 def test_away_from_a_minimum_it_is_the_constrained_maximum(epsilon):
     w = torch.tensor([0.3, -1.0, 0.5, 2.0, 1.0], dtype=torch.float64)
-    result = pl.sharpness.ball(_quadratic(CURVATURES, w), epsilon)
+    result = pl.sharpness.ball(quadratic(CURVATURES, w), epsilon)
     exact = _maximum(CURVATURES, w, epsilon)
     assert exact * (1 - 1e-3) <= result.value <= exact * (1 + 1e-9)
     assert result.starts[0] == "gradient"
 
 
 def test_limit_of_a_small_radius_is_the_gradient_norm():
-    objective = _quadratic(CURVATURES, [0.3, -1.0, 0.5, 2.0, 1.0])
+    objective = quadratic(CURVATURES, [0.3, -1.0, 0.5, 2.0, 1.0])
     epsilon = 1e-6
     slope = float(objective.gradient().norm())
     assert abs(pl.sharpness.ball(objective, epsilon).value / (epsilon * slope) - 1) < 1e-5
@@ -71,19 +52,19 @@ def test_limit_of_a_small_radius_is_the_gradient_norm():
 def test_directions_that_fall_do_not_attract():
     """A negative curvature twice as large as the positive one would win a power iteration."""
     curvatures = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
-    result = pl.sharpness.ball(_quadratic(curvatures, torch.zeros(3)), 0.5)
+    result = pl.sharpness.ball(quadratic(curvatures, torch.zeros(3)), 0.5)
     assert abs(result.value / (1.0 * 0.5**2 / 2) - 1) < 1e-3
 
 
 def test_a_maximum_inside_the_ball_is_found():
-    objective = _objective(lambda w: -((w - 1.0) ** 2).sum(), [0.5, 1.0])
+    objective = function_objective(lambda w: -((w - 1.0) ** 2).sum(), [0.5, 1.0])
     result = pl.sharpness.ball(objective, 5.0, steps=60)
     assert abs(result.value - 0.25) < 1e-3
     assert float(result.maximizer.norm()) < 1.0
 
 
 def test_at_a_maximum_nothing_rises():
-    result = pl.sharpness.ball(_objective(lambda w: -(w**2).sum(), [0.0, 0.0]), 0.1)
+    result = pl.sharpness.ball(function_objective(lambda w: -(w**2).sum(), [0.0, 0.0]), 0.1)
     assert result.value == 0.0
     assert not result.maximizer.any()
     assert (result.values <= 0).all()
@@ -142,7 +123,7 @@ class TestNetwork:
 
 
 def test_a_pole_in_the_ball_is_an_infinite_sharpness():
-    objective = _objective(lambda w: torch.where(w > 1.05, torch.inf, w).sum(), [1.0])
+    objective = function_objective(lambda w: torch.where(w > 1.05, torch.inf, w).sum(), [1.0])
     result = pl.sharpness.ball(objective, 0.1)
     assert result.value == float("inf")
     assert not all(result.converged)
@@ -150,7 +131,7 @@ def test_a_pole_in_the_ball_is_an_infinite_sharpness():
 
 class TestBadInput:
     def test_arguments(self):
-        objective = _quadratic(CURVATURES, torch.zeros(5))
+        objective = quadratic(CURVATURES, torch.zeros(5))
         for wrong in (0, -0.1, float("nan"), float("inf"), "0.1"):
             with pytest.raises(ValueError, match="epsilon must be a positive number"):
                 pl.sharpness.ball(objective, wrong)
@@ -167,7 +148,7 @@ class TestBadInput:
 
     def test_losses_that_are_not_finite(self):
         with pytest.raises(ValueError, match=r"must be finite at the centre, got loss nan"):
-            pl.sharpness.ball(_objective(lambda w: w.log().sum(), [-1.0]))
-        edge = _objective(lambda w: torch.where(w == 1, w, torch.nan).sum(), [1.0])
+            pl.sharpness.ball(function_objective(lambda w: w.log().sum(), [-1.0]))
+        edge = function_objective(lambda w: torch.where(w == 1, w, torch.nan).sum(), [1.0])
         with pytest.raises(ValueError, match="must be defined in the ball, got NaN at every start"):
             pl.sharpness.ball(edge)

@@ -1,4 +1,4 @@
-"""Sharpness: how much the loss can rise close to a point."""
+"""The largest rise of the loss in a ball."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pylandscape._checks import require, show
+from pylandscape._checks import require
 from pylandscape.objective import Objective
 from pylandscape.progress import progress_bar
+from pylandscape.sharpness._checks import checked_center, dot, loss_and_gradient, norm, starts_of
 
 _SUFFICIENT = 0.1  # part of the rise that the gradient promises which a step has to bring
 _STATIONARY = 1e-4  # an ascent has converged when the gradient promises less than this part more
@@ -95,18 +96,11 @@ def ball(
         >>> abs(sharpness.value / (3 * 0.1**2 / 2) - 1) < 1e-3
         True
     """
-    center = _check(objective, epsilon, steps, restarts, at)
-    loss, gradient = objective.loss_and_gradient(at=center)
-    require(
-        bool(np.isfinite(loss)) and bool(torch.isfinite(gradient).all()),
-        f"sharpness.ball: the loss and its gradient must be finite at the centre, got loss {loss}. "
-        "The model has diverged or the data hold NaN.",
-    )
-    starts = ["gradient"] * bool(gradient.any()) + ["random"] * restarts
-    require(
-        bool(starts),
-        f"sharpness.ball: restarts must be >= 1 where the gradient is zero, got {restarts}.",
-    )
+    where = "sharpness.ball"
+    counts = {"steps": (steps, 1), "restarts": (restarts, 0)}
+    center = checked_center(where, objective, at, positive={"epsilon": epsilon}, counts=counts)
+    loss, gradient = loss_and_gradient(where, objective, center)
+    starts = starts_of(where, gradient, restarts, "gradient")
     generator = torch.Generator().manual_seed(seed)
     ascents: list[_Ascent] = []
     with progress_bar(len(starts) * (steps + 1), "sharpness", "gradient", progress) as bar:
@@ -158,19 +152,19 @@ def _ascend(
     steps: int,
 ) -> _Ascent:
     """Projected gradient ascent from eps * direction / ||direction||, see `ball`."""
-    v = _project(direction * (2 * epsilon / _norm(direction)), epsilon)
+    v = _project(direction * (2 * epsilon / norm(direction)), epsilon)
     rise, gradient = rise_and_gradient(v)
     size = 1.0
     for taken in range(steps):
-        slope = _norm(gradient)
-        promised = epsilon * slope - _dot(gradient, v)
+        slope = norm(gradient)
+        promised = epsilon * slope - dot(gradient, v)
         if not np.isfinite([rise, promised]).all():  # infinity is the most, NaN leads nowhere
             return _Ascent(v, rise, False, 1 + taken)
         if promised <= _STATIONARY * abs(rise):
             return _Ascent(v, rise, True, 1 + taken)
         trial = _project(v + gradient * (size * epsilon / slope), epsilon)
         trial_rise, trial_gradient = rise_and_gradient(trial)
-        if trial_rise - rise >= _SUFFICIENT * _dot(gradient, trial - v):
+        if trial_rise - rise >= _SUFFICIENT * dot(gradient, trial - v):
             v, rise, gradient, size = trial, trial_rise, trial_gradient, size * 2
         else:
             size /= 4
@@ -179,44 +173,5 @@ def _ascend(
 
 def _project(v: Tensor, epsilon: float) -> Tensor:
     """The closest point of the ball; a rounding inside, so that the norm never exceeds epsilon."""
-    norm = _norm(v)
-    return v if norm <= epsilon else v * ((1 - torch.finfo(v.dtype).eps) * epsilon / norm)
-
-
-def _norm(v: Tensor) -> float:
-    return float(torch.linalg.vector_norm(v, dtype=torch.float64))
-
-
-def _dot(a: Tensor, b: Tensor) -> float:
-    return float(torch.dot(a.double(), b.double()))
-
-
-def _check(
-    objective: Objective, epsilon: float, steps: int, restarts: int, at: Tensor | None
-) -> Tensor:
-    """The centre, after the arguments are found to be in order."""
-    where = "sharpness.ball"
-    require(
-        isinstance(objective, Objective),
-        f"{where}: objective must be a pl.Objective, got {show(objective)}.",
-        TypeError,
-    )
-    require(
-        isinstance(epsilon, (int, float)) and 0 < epsilon < np.inf,
-        f"{where}: epsilon must be a positive number, got {show(epsilon)}.",
-    )
-    require(
-        isinstance(steps, int) and steps >= 1,
-        f"{where}: steps must be an int >= 1, got {show(steps)}.",
-    )
-    require(
-        isinstance(restarts, int) and restarts >= 0,
-        f"{where}: restarts must be an int >= 0, got {show(restarts)}.",
-    )
-    size = objective.space.size
-    require(
-        at is None or (isinstance(at, Tensor) and at.shape == (size,)),
-        f"{where}: at must be a point of shape [{size}], got {show(at)}. "
-        "It must come from a model of the same architecture.",
-    )
-    return objective.center if at is None else at.detach().to(objective.device, objective.dtype)
+    length = norm(v)
+    return v if length <= epsilon else v * ((1 - torch.finfo(v.dtype).eps) * epsilon / length)
