@@ -18,4 +18,9 @@ STABLE_TORCH_LIBRARY(pylandscape, m) {
   m.def(
       "evaluate_points(Tensor(a!) sums, Tensor packed, Tensor coordinates, Tensor inputs, "
       "Tensor targets, Tensor plan, Tensor constants, Tensor indices, int first, int last) -> ()");
+  m.def(
+      "evaluate_points.device(Tensor(a!) sums, Tensor(b!) workspace, Tensor(c!) partial, "
+      "Tensor packed, Tensor coordinates, Tensor inputs, Tensor targets, Tensor plan, "
+      "Tensor constants, Tensor indices, int first, int last, int points_at_once, "
+      "int samples_at_once, int math) -> ()");
 }

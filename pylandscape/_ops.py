@@ -46,6 +46,7 @@ __all__ = [
     "build",
     "cuda_build",
     "evaluate_points",
+    "evaluate_points_on_device",
     "filter_norms",
     "has_kernels",
     "isa",
@@ -514,6 +515,61 @@ def _(
     indices: Tensor,
     first: int,
     last: int,
+) -> None:
+    return None
+
+
+def evaluate_points_on_device(
+    sums: Tensor,
+    workspace: Tensor,
+    partial: Tensor,
+    packed: Tensor,
+    coordinates: Tensor,
+    inputs: Tensor,
+    targets: Tensor,
+    plan: Tensor,
+    constants: Tensor,
+    indices: Tensor,
+    first: int,
+    last: int,
+    points_at_once: int,
+    samples_at_once: int,
+    math: int,
+) -> None:
+    """As `evaluate_points`, on a CUDA device; neither allocates nor waits.
+
+    The arguments come from `engines/cuda.py`, which makes them fit; all but `plan` lie on the
+    device.
+
+    Args:
+        workspace: float32, room for the activations of a launch, see `CudaPlan.workspace`.
+        partial: float64, room for the sums of the loss's blocks.
+        points_at_once, samples_at_once: of a launch.
+        math: 0 float32, 1 TF32, 2 bfloat16.
+    """
+    torch.ops.pylandscape.evaluate_points.device(
+        sums, workspace, partial, packed, coordinates, inputs, targets, plan, constants, indices,
+        first, last, points_at_once, samples_at_once, math,
+    )  # fmt: skip
+
+
+@torch.library.register_fake("pylandscape::evaluate_points.device")
+def _(
+    sums: Tensor,
+    workspace: Tensor,
+    partial: Tensor,
+    packed: Tensor,
+    coordinates: Tensor,
+    inputs: Tensor,
+    targets: Tensor,
+    plan: Tensor,
+    constants: Tensor,
+    indices: Tensor,
+    first: int,
+    last: int,
+    points_at_once: int,
+    samples_at_once: int,
+    math: int,
 ) -> None:
     return None
 

@@ -4,6 +4,7 @@ import torch
 
 from pylandscape import _ops
 from pylandscape._checks import require, show
+from pylandscape.engines.cuda import CudaEngine
 from pylandscape.engines.native import NativeEngine
 from pylandscape.engines.program import NotCovered
 from pylandscape.objective import NATIVE_POINTS, Objective
@@ -48,15 +49,29 @@ def explain(objective: Objective) -> Explanation:
     )
     if objective.choice == "torch":
         return Explanation("engine: PyTorch, as chosen by engine='torch'.")
+    if objective.choice == "auto" and objective.device.type != "cpu":
+        return Explanation(
+            f"engine: PyTorch, which engine='auto' takes on {objective.device.type} devices."
+        )
     try:
         engine = objective.native_engine
     except NotCovered as obstacle:
         return Explanation(f"engine: PyTorch, because {obstacle}.")
-    parts = [_heading(objective), engine.program.describe(), _kernels(engine), _memory(engine)]
+    parts = [
+        _heading(objective, engine),
+        engine.program.describe(),
+        _kernels(engine),
+        _memory(engine),
+    ]
     return Explanation("\n\n".join(parts))
 
 
-def _heading(objective: Objective) -> str:
+def _heading(objective: Objective, engine: NativeEngine) -> str:
+    if isinstance(engine, CudaEngine):
+        return (
+            f"engine: native on a GPU, precision {objective.precision!r}. Derivatives run through "
+            "PyTorch."
+        )
     when = "" if objective.choice == "native" else f" from {NATIVE_POINTS} points on"
     return (
         f"engine: native{when}, {_ops.isa()}, precision {objective.precision!r}, "
@@ -73,18 +88,31 @@ def _kernels(engine: NativeEngine) -> str:
 
 
 def _memory(engine: NativeEngine) -> str:
+    rows = _on_a_gpu(engine) if isinstance(engine, CudaEngine) else _in_a_thread(engine)
+    width = max(map(len, rows))
+    return "\n".join(["memory", *(f"  {name:{width}}  {text}" for name, text in rows.items())])
+
+
+def _on_a_gpu(engine: CudaEngine) -> dict[str, str]:
+    plan = engine.plan
+    return {
+        "activations": f"{_size(4 * plan.row)} per sample and point of a launch",
+        "centre and directions": f"{_size(4 * plan.packed)} each, as they are",
+        "weights of a point": "formed where they are multiplied, not stored",
+    }
+
+
+def _in_a_thread(engine: NativeEngine) -> dict[str, str]:
     plan = engine.plan
     samples = f"{plan.block} samples"
     if plan.sub_block != plan.block:
         samples += f" (layers on images: {plan.sub_block})"
-    rows = {
+    return {
         "at a time": samples,
         "activations": f"{_size(plan.arena_bytes)} per thread",
         "weights of a point": f"{_size(4 * plan.packed)} per thread",
         "centre and directions": f"{_size(4 * plan.packed)} each, in the kernels' order",
     }
-    width = max(map(len, rows))
-    return "\n".join(["memory", *(f"  {name:{width}}  {text}" for name, text in rows.items())])
 
 
 def _size(count: int) -> str:

@@ -13,6 +13,7 @@ from pylandscape._checks import alike, require, show, users_level
 from pylandscape._version import __version__
 from pylandscape.data import Samples
 from pylandscape.directions import Directions
+from pylandscape.engines.cuda import CudaEngine
 from pylandscape.engines.eager import MOMENTS, EagerEngine, TrainingStep
 from pylandscape.engines.module import PROBE_SAMPLES, Buffers, FunctionalModule
 from pylandscape.engines.native import NativeEngine
@@ -31,7 +32,7 @@ from pylandscape.parameters import ParameterSpace, unwrap
 
 BATCHNORM_POLICIES = ("frozen", "batch", "recompute")
 ENGINES = ("auto", "native", "torch")
-PRECISIONS = ("fast", "exact", "bf16")
+PRECISIONS = ("fast", "exact", "tf32", "bf16")
 NATIVE_POINTS = 16  # from which on `auto` prepares the native engine, about a second
 
 # Samples per forward pass. On a CPU the activations of a convolutional net should stay in cache
@@ -83,11 +84,13 @@ class Objective:
         engine: `torch` runs the module through PyTorch; `native` runs a captured copy of it through
             compiled kernels, many times faster at many points, and is an error where something has
             no kernel (`pl.explain` tells what); `auto` takes the native one for lines, planes and
-            grids where it can, and says so once where it cannot. Derivatives run through PyTorch.
+            grids where it can, and says so once where it cannot; on a GPU only when asked for.
+            Derivatives run through PyTorch.
         precision: of the native engine. `fast` runs 3x3 convolutions in the Winograd domain, with
             an error of the loss of about 1e-7; `exact` forms the same sums as PyTorch; `bf16`
             rounds the factors of convolutions and linear layers to bfloat16 (an error of about
-            1e-3) for the matrix tiles of processors that have them.
+            1e-3) for the matrix tiles of processors that have them. On a GPU the first two are
+            float32, and `tf32` and `bf16` round the factors for tensor cores.
         dtype: precision of parameters, data and results; default that of the model's parameters.
         batch_size: samples per forward pass; the default fits the device.
         samples: use a random subset of so many samples, drawn without replacement.
@@ -220,7 +223,8 @@ class Objective:
         Raises:
             NotCovered: something in the model, the loss or the data has no kernel.
         """
-        return NativeEngine(self._engine, self.precision)
+        kind = CudaEngine if self.device.type == "cuda" else NativeEngine
+        return kind(self._engine, self.precision)
 
     @property
     def engine(self) -> str:

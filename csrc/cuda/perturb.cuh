@@ -46,7 +46,7 @@ __device__ inline void add_direction(T (&sums)[kPointsAtOnce][kColumns],
 }
 
 template <typename T>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 3)
     perturb_kernel(Global<const T> center, Global<const T> directions, Int size, Int count,
                    Global<const T> coordinates, Int points, Global<T> out) {
   for (Int column = grid_thread(); column < size; column += grid_threads()) {

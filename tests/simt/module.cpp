@@ -4,9 +4,11 @@
 
 void bind_planted(py::module_& m);
 void bind_operators(py::module_& m);
+void bind_evaluate_points(py::module_& m);
 
 PYBIND11_MODULE(simt_kernels, m) {
   py::register_exception<simt::Error>(m, "Error", PyExc_RuntimeError);
   bind_planted(m);
   bind_operators(m);
+  bind_evaluate_points(m);
 }

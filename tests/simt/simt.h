@@ -13,6 +13,7 @@
 #define __forceinline__ inline
 #define __noinline__
 #define __launch_bounds__(...)
+#define __align__(bytes) __attribute__((aligned(bytes)))
 #define __shared__ static
 #define threadIdx (::simt::thread().index)
 #define blockIdx (::simt::block().index)
