@@ -56,10 +56,19 @@ class _Residual(nn.Module):
 
 def resnet20() -> nn.Module:
     """ResNet-20 of He et al. 2016 for 32x32 images, with 1x1 convolutions as shortcuts."""
+    return _resnet(3)
+
+
+def resnet56() -> nn.Module:
+    """The same with 56 layers."""
+    return _resnet(9)
+
+
+def _resnet(blocks_per_width: int) -> nn.Module:
     blocks: list[nn.Module] = []
     channels = 16
     for width in (16, 32, 64):
-        for index in range(3):
+        for index in range(blocks_per_width):
             blocks.append(_Residual(channels, width, 2 if width > 16 and index == 0 else 1))
             channels = width
     return nn.Sequential(

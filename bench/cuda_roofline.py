@@ -1,0 +1,71 @@
+"""The time that a GPU needs at least for a plane, on paper: `python bench/cuda_roofline.py`.
+
+For each step of the CUDA plan and one sample at one point:
+
+    operations  2 * rows * outputs * depth of a product, outputs and depth filled up to whole tiles,
+                with the first layer's products per direction where they serve all points
+    bytes       4 * (floats read + floats written) of activations. Parameters and the inputs serve
+                all points of a launch and come from the cache.
+
+A step takes max(operations / rate, bytes / bandwidth). Nothing is measured here: a bound,
+printed as the table of docs/cuda.md.
+"""
+
+import networks
+import torch
+
+from pylandscape.engines import cuda_records as records
+from pylandscape.engines.capture import capture
+from pylandscape.engines.cuda_plan import make_cuda_plan
+from pylandscape.engines.records import NONE, LossKind, Step
+from pylandscape.engines.simple_layers import LossSpec
+
+# NVIDIA H100 SXM, data sheet: dense rates. FLOP/s and bytes/s.
+RATES = {"fp32": 67e12, "tf32": 495e12, "bf16": 989e12}
+BANDWIDTH = 3.35e12
+POINTS, SAMPLES = 51 * 51, 50_000
+CASES = {
+    "small": (networks.small, (1, 28, 28)),
+    "big": (networks.big, (1, 28, 28)),
+    "ResNet-20": (networks.resnet20, (3, 32, 32)),
+    "ResNet-56": (networks.resnet56, (3, 32, 32)),
+}
+
+
+def work(step: Step, sizes: list[int]) -> tuple[float, float]:
+    """(operations, bytes) of a step for one sample at one point."""
+    reads = [getattr(step, name) for name in ("input", "left", "right") if hasattr(step, name)]
+    epilogue = getattr(step, "epilogue", None)
+    if epilogue is not None and epilogue.residual != NONE:
+        reads.append(epilogue.residual)
+    floats = sum(sizes[v] for v in reads if v != 0)  # value 0: the inputs
+    floats += sizes[step.out] if hasattr(step, "out") else 0
+    if not isinstance(step, records.Convolution | records.Linear):
+        return 0.0, 4.0 * floats
+    tile = next(t for t in (16, 32, 64) if step.outputs <= t or t == 64)
+    outputs, depth = (-(-n // t) * t for n, t in ((step.outputs, tile), (step.depth, 16)))
+    return 2.0 * step.rows * step.groups * outputs * depth, 4.0 * floats
+
+
+def main() -> None:
+    print("| network | MFLOP | MFLOP in tiles | KB | FLOP/byte | fp32, s | tf32, s | bf16, s |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name, (make, shape) in CASES.items():
+        model = make()
+        program = capture(model, torch.zeros(4, *shape))
+        tensors = (*model.named_parameters(), *model.named_buffers())
+        shapes = {key: tuple(tensor.shape) for key, tensor in tensors}
+        plan = make_cuda_plan(program, shapes, LossSpec(LossKind.CROSS_ENTROPY))
+        steps = [work(step, plan.sizes) for step in plan.records]
+        operations, traffic = (sum(column) for column in zip(*steps, strict=True))
+        times = [
+            sum(max(o / rate, b / BANDWIDTH) for o, b in steps) * POINTS * SAMPLES
+            for rate in RATES.values()
+        ]
+        cells = [name, f"{program.flops / 1e6:.2f}", f"{operations / 1e6:.2f}"]
+        cells += [f"{traffic / 1e3:.1f}", f"{operations / traffic:.0f}"]
+        print("| " + " | ".join([*cells, *(f"{t:.0f}" for t in times)]) + " |")
+
+
+if __name__ == "__main__":
+    main()
