@@ -1,4 +1,4 @@
-"""The command line: `pylandscape study` and `pylandscape doctor`."""
+"""The command line: `pylandscape study`, `pylandscape doctor` and `pylandscape gpu-check`."""
 
 import sys
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 from pylandscape import doctor as build
+from pylandscape import gpu_check as gpu
 from pylandscape._version import __version__
 from pylandscape.study import StudyError, default_config, full_config, quick_config, run_study
 from pylandscape.study.run import Existing
@@ -78,6 +79,18 @@ def study(
 def doctor() -> None:
     """Print what was built, for which instruction sets, and why."""
     print(build.report())
+
+
+@app.command
+def gpu_check() -> None:
+    """Compare the CUDA operators with the CPU's and time them: a text for an issue."""
+    if (why := gpu.obstacle()) is not None:
+        print(f"pylandscape gpu-check: nothing was checked, {why}.")
+        return
+    text, passed = gpu.report()
+    print(text)
+    if not passed:
+        raise SystemExit(1)
 
 
 def main(tokens: Sequence[str] | None = None) -> int:

@@ -29,7 +29,7 @@ RANKS = [
     {"engines", "directions"},
     {"objective"},
     {"explain", "surface", "curvature", "sharpness", "trajectory", "connectivity", "plots"},
-    {"__init__", "report", "doctor"},
+    {"__init__", "report", "doctor", "gpu_check"},
     {"study", "cli"},
 ]
 RANK_OF = {name: rank for rank, names in enumerate(RANKS) for name in names}
