@@ -90,7 +90,7 @@ class PyHessian(Peer):
 
 
 class HessianEigenthings(Peer):
-    name, settings = "hessian_eigenthings", range(4, 100)
+    name, settings = "hessian_eigenthings", range(6, 100, 2)
 
     def _operator(self) -> Any:
         from hessian_eigenthings import HessianOperator, supervised_loss

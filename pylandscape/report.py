@@ -163,6 +163,22 @@ def _curvature(m: Mapping[str, Sequence[float]]) -> str:
         ]
         head = ["", "largest eigenvalue", "smallest eigenvalue", "gradient norm"]
         parts.append(table(head, rows))
+    if "eigenvalues" in m:
+        pairs = zip(m["eigenvalues"], m["eigenvalue_residuals"], strict=True)
+        listed = ", ".join(_with_residual(*pair) for pair in pairs)
+        parts.append(f"First and last eigenvalues over fewer digits, solution a: {listed}.\n")
+    if "trace" in m:
+        parts.append(
+            f"Trace there: {m['trace'][0]:.4g} +- {m['trace'][1]:.1g} (one standard error).\n"
+        )
+    layers = {name.removeprefix("layer "): row for name, row in m.items() if name[:6] == "layer "}
+    if layers:
+        rows = [
+            [name, f"{row[0]:,.0f}", _with_residual(*row[1:3]), f"{row[3]:.3g} +- {row[4]:.1g}"]
+            for name, row in layers.items()
+        ]
+        head = ["layer", "parameters", "largest eigenvalue", "trace"]
+        parts.append("The diagonal blocks of the layers there:\n\n" + table(head, rows))
     if "path_lambda_max" in m:
         pairs = zip(m["path_lambda_max"], m["path_lambda_max_residual"], strict=True)
         rows = [

@@ -130,6 +130,12 @@ def curvatures_of(count=2, mean=4e-4):
     return xr.Dataset(variables, {"axis": [f"direction {k + 1}" for k in range(count)]}, ATTRS)
 
 
+def eigenvalue_path_of():
+    step = np.array([0, 10, 100, 1000])
+    names = {"lambda_max": [1.0, 30.0, 9.0, 4.0], "lambda_max_residual": [0.5, 0.1, 0.1, 0.1]}
+    return xr.Dataset({k: ("step", v) for k, v in names.items()}, {"step": step}, ATTRS)
+
+
 def spiked():
     """A bowl with a few values that would flatten it, on a linear scale."""
     surface = plane_of(lambda x, y: 1 + x**2 + y**2, 31, 31)
@@ -174,6 +180,7 @@ FIGURES = {
     "density, linear": lambda: plots.density(spectrum_of(), scale="linear"),
     "density, magnitude": lambda: plots.density(spectrum_of(), magnitude=True),
     "density, of zero": lambda: plots.density(spectrum_of(torch.zeros(60, 60))),
+    "eigenvalue_path": lambda: plots.eigenvalue_path(eigenvalue_path_of()),
     "axis_curvature": lambda: plots.axis_curvature(curvatures_of()),
     "axis_curvature, one": lambda: plots.axis_curvature(curvatures_of(1, mean=-0.3)),
     "layers": lambda: plots.layers(layers_of()),
@@ -856,6 +863,7 @@ BAD = [
     (lambda: plots.density(curve), ValueError, "variable 'density', got loss"),
     (lambda: plots.density([1.0]), TypeError, "spectrum must be an xarray.Dataset"),
     (lambda: plots.density(spectrum_of() * np.nan), ValueError, "must be finite, got NaN"),
+    (lambda: plots.eigenvalue_path(curve), ValueError, r"dimensions \(step\)|'lambda_max'"),
     (lambda: plots.axis_curvature(curve), ValueError, "variable 'curvature', got loss"),
     (lambda: plots.layers(curve), ValueError, r"must have a dimension layer, got alpha"),
     (lambda: plots.layers(layers_of()[["trace"]]), ValueError, "variable 'lambda_max', got trace"),

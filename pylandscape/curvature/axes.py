@@ -149,7 +149,7 @@ def axis_curvature(
         variables |= {"mean": trace.value / n, "mean_stderr": trace.stderr / n}
     return xr.Dataset(
         variables,
-        coords={"axis": directions.labels},
+        coords={"axis": np.array(directions.labels, dtype=object)},  # Zarr knows no other strings
         attrs={"kind": "curvature along axes"} | H.describe() | directions.attrs,
     )
 

@@ -184,7 +184,9 @@ def layer_spectra(
         found.append(each.assign_coords(layer=layer))
     together = xr.concat(found, "layer", data_vars="all", coords="minimal", compat="override")
     products = sum(each.attrs["products"] for each in found)
-    return together.set_coords(["eigenvalue", "magnitude"]).assign_attrs(
+    labels = np.array(list(layers), dtype=object)  # Zarr knows no other strings
+    together = together.set_coords(["eigenvalue", "magnitude"]).assign_coords(layer=labels)
+    return together.assign_attrs(
         found[0].attrs | H.describe() | {"kind": "spectra of layers", "products": products}
     )
 

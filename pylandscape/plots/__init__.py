@@ -13,7 +13,7 @@ from pylandscape.plots._animation import animate
 from pylandscape.plots._caption import caption
 from pylandscape.plots._contour import contour
 from pylandscape.plots._density import axis_curvature, density, layers
-from pylandscape.plots._eigenvalues import eigenvalues
+from pylandscape.plots._eigenvalues import eigenvalue_path, eigenvalues
 from pylandscape.plots._interpolation import interpolation
 from pylandscape.plots._line import line
 from pylandscape.plots._style import save
@@ -27,6 +27,7 @@ __all__ = [
     "caption",
     "contour",
     "density",
+    "eigenvalue_path",
     "eigenvalues",
     "gradient_norm",
     "interpolation",

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -11,7 +12,8 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 from pylandscape._checks import require, show
 from pylandscape.plots import _style
 from pylandscape.plots._caption import compose
-from pylandscape.plots._values import Floats, number_texts
+from pylandscape.plots._line import finish_panel, step_axis
+from pylandscape.plots._values import Floats, gap_note, number_texts, read_curve
 
 MOST_TEXTS = 6  # so many eigenvalues have room for their numbers
 MOST_TICKS = 12  # so many have room for their ranks
@@ -82,6 +84,46 @@ def eigenvalues(pairs: Any, ax: Axes | None = None, *, caption: bool = True) -> 
         _style.legend_above(ax, [hollow])
     note = f"Bars: residuals, at most {residuals.max():.1g}."
     return _style.finish(ax, compose(caption, pairs, note))
+
+
+@_style.in_style
+def eigenvalue_path(path: xr.Dataset, ax: Axes | None = None, *, caption: bool = True) -> Figure:
+    """The largest eigenvalue at snapshots of a training run, with residuals as error bars.
+
+    Args:
+        path: Dataset over `step` with `lambda_max` and, where known, `lambda_max_residual`.
+        ax: where to draw; None makes a new figure.
+        caption: whether a new figure carries its caption.
+
+    Returns:
+        The figure that holds the drawing.
+
+    Raises:
+        TypeError: if `path` is not a Dataset.
+        ValueError: if its dimensions are not (step,) or there is no `lambda_max`.
+
+    Example:
+        >>> import xarray as xr, pylandscape.plots as plots
+        >>> path = xr.Dataset({"lambda_max": ("step", [1.0, 9.0, 4.0])}, {"step": [0, 100, 200]})
+        >>> plots.eigenvalue_path(path).axes[0].get_xlabel()
+        'step'
+    """
+    where = "plots.eigenvalue_path"
+    curve = read_curve(path, "lambda_max", where, "path", "step")
+    if ax is None:
+        (ax,) = _style.new_panels((1.9,))
+    residuals = None
+    if "lambda_max_residual" in path:
+        residuals = np.asarray(path["lambda_max_residual"], dtype=np.float64)
+    ax.errorbar(
+        curve.x, curve.values, residuals, color=_style.BLUE, marker="o", markersize=3.5,
+        capsize=2.5, elinewidth=0.8, gid="lambda_max",
+    )  # fmt: skip
+    finish_panel(ax, r"$\lambda_\mathrm{max}$")
+    ax.set_ylim(min(0.0, float(np.nanmin(curve.values, initial=0.0))))
+    step_axis(ax, curve.x)
+    note = "Bars: residuals." if residuals is not None else ""
+    return _style.finish(ax, compose(caption, path, gap_note(curve.state), note))
 
 
 def _read(pairs: Any) -> tuple[Floats, Floats]:

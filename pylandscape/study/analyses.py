@@ -4,13 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
 from torch import Tensor, nn
 
 import pylandscape as pl
+from pylandscape.curvature import CurvatureOperator
 from pylandscape.study.claims import BALL_RADIUS
 from pylandscape.study.config import StudyConfig
 from pylandscape.study.data import Digits
@@ -20,6 +21,11 @@ from pylandscape.study.training import train
 # For the time estimate, as seen: a product in units of a gradient, and how many of each it takes.
 HESSIAN_PRODUCT = 3.4
 PRODUCTS = {"largest": 13, "both": 48}  # Lanczos steps for one eigenpair, or one at each end
+PAIR_PRODUCTS = 40  # for some pairs at each end, to PAIR_TOLERANCE
+TRACE_PRODUCTS = 20  # to TRACE_TOLERANCE
+PAIR_TOLERANCE = 1e-2
+TRACE_TOLERANCE = 0.1
+LAYER_PROBES = 2
 BALL_GRADIENTS = 40
 
 
@@ -138,6 +144,52 @@ def curvature_path(study: Study) -> xr.Dataset:
     )
 
 
+def spectrum(study: Study) -> xr.Dataset:
+    """The spectral density of the Hessian at solution a, its trace, and what random axes show."""
+    config = study.config
+    H = _spectrum_hessian(study)
+    options: dict[str, Any] = {"seed": config.seed, "progress": study.progress}
+    density = pl.spectral_density(H, config.spectrum_probes, config.spectrum_steps, **options)
+    trace = pl.trace(H, tol=TRACE_TOLERANCE, **options)
+    axes = pl.axis_curvature(H, study.directions(2), trace=trace)
+    return density.assign(axes.data_vars).assign(trace=trace.value, trace_stderr=trace.stderr)
+
+
+def layers(study: Study) -> xr.Dataset:
+    """The spectra of the layers' diagonal blocks of the Hessian at solution a."""
+    return pl.layer_spectra(
+        _spectrum_hessian(study), LAYER_PROBES, study.config.layer_steps, seed=study.config.seed,
+        progress=study.progress,
+    )  # fmt: skip
+
+
+def eigen_plane(study: Study) -> xr.Dataset:
+    """The plane of the first and the last eigenvector at solution a, and the eigenvalues.
+
+    Its extent is where a parabola of the largest eigenvalue has risen by one nat.
+    """
+    H = _spectrum_hessian(study)
+    pairs = pl.eigenpairs(
+        H, study.config.spectrum_pairs, "both", PAIR_TOLERANCE, seed=study.config.seed,
+        progress=study.progress,
+    )  # fmt: skip
+    axes = pl.eigen_directions(H, pairs)
+    ends = pl.Directions.from_vectors(
+        axes.space, axes.vectors[[0, -1]], center=H.at, labels=[axes.labels[0], axes.labels[-1]],
+        attrs=axes.attrs,
+    )  # fmt: skip
+    surface = pl.plane(
+        study.objective("a", samples=study.plane_samples),
+        ends,
+        extent=(2 / max(float(pairs.values[0]), 1e-6)) ** 0.5,
+        resolution=study.config.plane_resolution,
+        progress=study.progress,
+    )
+    return surface.assign(
+        eigenvalue=("pair", pairs.values.numpy()), residual=("pair", pairs.residuals.numpy())
+    ).assign_attrs(eigenvalue_samples=H.objective.samples)
+
+
 def slices(study: Study) -> xr.Dataset:
     """Lines through solution a along random directions, and the exact curvature along each."""
     config, objective = study.config, study.objective("a")
@@ -227,6 +279,11 @@ def sharpness(study: Study) -> xr.Dataset:
     )
 
 
+def _spectrum_hessian(study: Study) -> CurvatureOperator:
+    samples = min(study.config.spectrum_samples, study.sizes[0])
+    return pl.Hessian(study.objective("a", samples=samples))
+
+
 def _principal(study: Study, run: str, objective: pl.Objective) -> pl.Directions:
     return pl.principal_directions(objective, study.trajectory(run), progress=study.progress)
 
@@ -243,6 +300,8 @@ def _eigenpairs(
         which=which,
         tol=study.config.eigenvalue_tolerance,
         seed=study.config.seed,
+        # `spectrum` and `eigen_plane` look from other start vectors, for less
+        copies=False,
         progress=study.progress,
     )
 
@@ -268,6 +327,11 @@ def _spectrum_work(points: int, which: str, samples: int) -> Work:
     return Work(gradients=points * PRODUCTS[which] * HESSIAN_PRODUCT * samples)
 
 
+def _products_work(study: Study, products: int) -> Work:
+    samples = min(study.config.spectrum_samples, study.sizes[0])
+    return Work(gradients=products * HESSIAN_PRODUCT * samples)
+
+
 def _sharpness_work(study: Study) -> Work:
     return Work(gradients=2 * BALL_GRADIENTS * study.sizes[0])
 
@@ -282,6 +346,11 @@ def _slices_work(study: Study) -> Work:
 
 def _plane_work(study: Study) -> Work:
     return Work(losses=study.config.plane_resolution**2 * study.plane_samples)
+
+
+def _eigen_plane_work(study: Study) -> Work:
+    products = _products_work(study, PAIR_PRODUCTS)
+    return Work(_plane_work(study).losses, products.gradients)
 
 
 def _path_work(study: Study) -> Work:
@@ -303,6 +372,26 @@ STAGES: tuple[Stage, ...] = (
         "largest Hessian eigenvalue along run a",
         curvature_path,
         lambda s: _spectrum_work(s.config.curvature_points, "largest", s.plane_samples),
+    ),
+    Stage(
+        "spectrum",
+        "spectral density and trace of the Hessian at solution a",
+        spectrum,
+        lambda s: _products_work(
+            s, s.config.spectrum_probes * s.config.spectrum_steps + TRACE_PRODUCTS
+        ),
+    ),
+    Stage(
+        "layers",
+        "spectra of the layers at solution a",
+        layers,
+        lambda s: _products_work(s, 4 * LAYER_PROBES * s.config.layer_steps),
+    ),
+    Stage(
+        "eigen-plane",
+        "plane of the first and last eigenvector at solution a",
+        eigen_plane,
+        _eigen_plane_work,
     ),
     Stage("sharpness", "sharpness S_eps at both solutions", sharpness, _sharpness_work),
     Stage("slices", "filter-normalised lines through solution a", slices, _slices_work),

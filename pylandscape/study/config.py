@@ -35,6 +35,11 @@ class StudyConfig:
     # A Lanczos run starts almost inside the null space of H, where a small residual comes early: at
     # 1e-3 it can stop before a negative eigenvalue has shown itself.
     eigenvalue_tolerance: float = 3e-4
+    spectrum_samples: int = 1_000  # random training digits behind spectra of solution a
+    spectrum_pairs: int = 3  # eigenvalues at each end
+    spectrum_probes: int = 3
+    spectrum_steps: int = 30
+    layer_steps: int = 10  # of the spectra of single layers, from two probes
     curvature_points: int = 7  # snapshots of run a at which lambda_max is measured
 
     @property
@@ -72,5 +77,10 @@ def quick_config(seed: int = 0) -> StudyConfig:
         slice_resolution=9,
         interpolation_resolution=9,
         eigenvalue_tolerance=1e-2,
+        spectrum_samples=100,
+        spectrum_pairs=1,
+        spectrum_probes=2,
+        spectrum_steps=6,
+        layer_steps=3,
         curvature_points=2,
     )

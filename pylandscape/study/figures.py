@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib.figure
 import xarray as xr
@@ -65,6 +66,13 @@ def _steps(training: xr.Dataset) -> xr.Dataset:
     return training[["loss", "grad_norm", "learning_rate"]]
 
 
+def _pairs(plane: xr.Dataset) -> SimpleNamespace:
+    made = {**plane.attrs, "samples": plane.attrs["eigenvalue_samples"], "matrix": "Hessian"}
+    return SimpleNamespace(
+        values=plane["eigenvalue"].values, residuals=plane["residual"].values, attrs=made
+    )
+
+
 def _first_slice(slices: xr.Dataset) -> xr.Dataset:
     return slices.isel(direction=0)[["loss", "loss_stderr", "accuracy"]]
 
@@ -99,6 +107,58 @@ _DRAWINGS: tuple[_Drawing, ...] = (
         ("training-b",),
         lambda run: plots.gradient_norm(_steps(run)),
         "The same for the second initialisation. // Here the share is {m[gradient_fall][1]:.2%}.",
+    ),
+    _Drawing(
+        "eigenvalues",
+        "The first and last eigenvalues at solution a",
+        ("eigen-plane",),
+        lambda plane: plots.eigenvalues(_pairs(plane)),
+        "Of the Hessian, with residuals as error bars; its caption says over how many digits.",
+    ),
+    _Drawing(
+        "density",
+        "The spectral density at solution a",
+        ("spectrum",),
+        plots.density,
+        "Nearly all eigenvalues are close to zero. // The trace is {m[trace][0]:.3g} +- "
+        "{m[trace][1]:.1g}, so that the mean eigenvalue is {m[mean_eigenvalue][0]:.2g}.",
+    ),
+    _Drawing(
+        "log-density",
+        "The same on a logarithmic scale",
+        ("spectrum",),
+        lambda spectrum: plots.density(spectrum, magnitude=True),
+        "Positive and negative eigenvalues by their magnitude.",
+    ),
+    _Drawing(
+        "layers",
+        "The curvature of the layers at solution a",
+        ("layers",),
+        plots.layers,
+        "Of the Hessian's diagonal block of each layer. Within a single layer the outputs of this "
+        "net are piecewise linear in the parameters, so that no block has negative eigenvalues.",
+    ),
+    _Drawing(
+        "lambda-max",
+        "The largest eigenvalue along run a",
+        ("curvature-path",),
+        plots.eigenvalue_path,
+        "At snapshots that lie closer together at the start.",
+    ),
+    _Drawing(
+        "axis-curvature",
+        "What random axes show of the curvature",
+        ("spectrum",),
+        plots.axis_curvature,
+        "The curvature along the two axes of the next planes is an average of all eigenvalues, far "
+        "below the largest. // It is {m[axis_curvature][0]:.2g} and {m[axis_curvature][1]:.2g}.",
+    ),
+    _Drawing(
+        "eigen-plane",
+        "The plane of the first and the last eigenvector",
+        ("eigen-plane",),
+        plots.contour,
+        "The directions of the largest and of the most negative eigenvalue, of unit length.",
     ),
     _Drawing(
         "slice",

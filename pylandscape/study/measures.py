@@ -135,6 +135,28 @@ def _curvature_path(path: xr.Dataset) -> dict[str, list[float]]:
     }
 
 
+def _spectrum(spectrum: xr.Dataset) -> dict[str, list[float]]:
+    return {
+        "trace": [float(spectrum["trace"]), float(spectrum["trace_stderr"])],
+        "axis_curvature": spectrum["curvature"].values.tolist(),
+        "mean_eigenvalue": [float(spectrum["mean"]), float(spectrum["mean_stderr"])],
+    }
+
+
+def _layers(layers: xr.Dataset) -> dict[str, list[float]]:
+    """For each layer: parameters, largest eigenvalue, residual, trace, standard error."""
+    names = ["parameters", "lambda_max", "lambda_max_residual", "trace", "trace_stderr"]
+    rows = layers[names].to_array().transpose("layer", "variable").values
+    return {f"layer {n}": row for n, row in zip(layers["layer"].values, rows.tolist(), strict=True)}
+
+
+def _eigen_plane(plane: xr.Dataset) -> dict[str, list[float]]:
+    return {
+        "eigenvalues": plane["eigenvalue"].values.tolist(),
+        "eigenvalue_residuals": plane["residual"].values.tolist(),
+    }
+
+
 def _slices(slices: xr.Dataset) -> dict[str, list[float]]:
     return {"random_curvature": slices["curvature"].values.tolist()}
 
@@ -171,6 +193,9 @@ _MEASURES: dict[tuple[str, ...], Callable[..., dict[str, list[float]]]] = {
     ("training-a", "training-b"): _training,
     ("curvature",): _curvature,
     ("curvature-path",): _curvature_path,
+    ("spectrum",): _spectrum,
+    ("layers",): _layers,
+    ("eigen-plane",): _eigen_plane,
     ("slices",): _slices,
     ("plane",): _plane,
     ("path-a", "path-b"): _paths,
