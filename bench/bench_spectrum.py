@@ -10,8 +10,7 @@ which its answer is that of a Lanczos run in float64 to 1e-3, found before anyth
 - curvlinops 3.0.1: its Hessian as a scipy operator in `eigsh`.
 
 `eigenpairs` runs twice: as the peers do, without its search for missed pairs, and with it, as by
-default. A peer that is not installed is left out; what brings all of them is
-`pip install pyhessian hessian-eigenthings==1.0.0a5 curvlinops-for-pytorch==3.0.1`.
+default. A peer that is not installed is left out; `pip install ".[peers]"` brings all of them.
 """
 
 import importlib.util
