@@ -49,7 +49,7 @@ def density(
         spectrum: what `spectral_density` gives, or a layer of what `layer_spectra` gives.
         ax: where to draw; None makes a new figure.
         magnitude: draws the density of log10 |eigenvalue|, of the positive and of the negative
-            ones, for spectra of many decades.
+            ones, for spectra of many decades. Close to zero, signs are below the resolution.
         scale: of the density, "log", "linear" or "auto".
         caption: whether a new figure carries its caption.
 
@@ -337,5 +337,6 @@ def _two_sided_scale(ax: Axes, values: Floats) -> None:
         at = place([(x, 0) for x in [tick, *ticks]])[:, 0] / np.ptp(ends)
         if len(at) == 1 or np.abs(at[1:] - at[0]).min() > TICK_SPACING:
             ticks.append(tick)
-    ax.set_xticks(sorted(ticks), number_texts(sorted(ticks)))
+    texts = dict(zip(ticks, number_texts(np.abs(ticks)), strict=True))
+    ax.set_xticks(ticks, [(MINUS if tick < 0 else "") + text for tick, text in texts.items()])
     ax.xaxis.set_minor_locator(NullLocator())

@@ -117,7 +117,7 @@ def eigenvalue_path(path: xr.Dataset, ax: Axes | None = None, *, caption: bool =
         residuals = np.asarray(path["lambda_max_residual"], dtype=np.float64)
     ax.errorbar(
         curve.x, curve.values, residuals, color=_style.BLUE, marker="o", markersize=3.5,
-        capsize=2.5, elinewidth=0.8, gid="lambda_max",
+        capsize=2.5, elinewidth=0.8, gid="lambda_max", clip_on=False,
     )  # fmt: skip
     finish_panel(ax, r"$\lambda_\mathrm{max}$")
     ax.set_ylim(min(0.0, float(np.nanmin(curve.values, initial=0.0))))

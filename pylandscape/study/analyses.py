@@ -1,7 +1,7 @@
 """The stages of the study: each a function of the trained networks, with an xarray result."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import pylandscape as pl
 from pylandscape.curvature import CurvatureOperator
-from pylandscape.study.claims import BALL_RADIUS
+from pylandscape.study.claims import BALL_RADIUS, SMALL_RISE
 from pylandscape.study.config import StudyConfig
 from pylandscape.study.data import Digits
 from pylandscape.study.model import SmallCNN
@@ -166,22 +166,21 @@ def layers(study: Study) -> xr.Dataset:
 def eigen_plane(study: Study) -> xr.Dataset:
     """The plane of the first and the last eigenvector at solution a, and the eigenvalues.
 
-    Its extent is where a parabola of the largest eigenvalue has risen by one nat.
+    Its extent is where a parabola of the largest eigenvalue has risen by 0.1 nat.
     """
     H = _spectrum_hessian(study)
     pairs = pl.eigenpairs(
         H, study.config.spectrum_pairs, "both", PAIR_TOLERANCE, seed=study.config.seed,
         progress=study.progress,
     )  # fmt: skip
-    axes = pl.eigen_directions(H, pairs)
-    ends = pl.Directions.from_vectors(
-        axes.space, axes.vectors[[0, -1]], center=H.at, labels=[axes.labels[0], axes.labels[-1]],
-        attrs=axes.attrs,
+    ends = replace(
+        pairs, values=pairs.values[[0, -1]], residuals=pairs.residuals[[0, -1]],
+        vectors=pairs.vectors[:, [0, -1]],
     )  # fmt: skip
     surface = pl.plane(
         study.objective("a", samples=study.plane_samples),
-        ends,
-        extent=(2 / max(float(pairs.values[0]), 1e-6)) ** 0.5,
+        pl.eigen_directions(H, ends),
+        extent=(2 * SMALL_RISE / max(float(pairs.values[0]), 1e-6)) ** 0.5,
         resolution=study.config.plane_resolution,
         progress=study.progress,
     )

@@ -68,6 +68,7 @@ def _steps(training: xr.Dataset) -> xr.Dataset:
 
 def _pairs(plane: xr.Dataset) -> SimpleNamespace:
     made = {**plane.attrs, "samples": plane.attrs["eigenvalue_samples"], "matrix": "Hessian"}
+    del made["directions"]
     return SimpleNamespace(
         values=plane["eigenvalue"].values, residuals=plane["residual"].values, attrs=made
     )
