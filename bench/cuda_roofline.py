@@ -17,7 +17,7 @@ import torch
 from pylandscape.engines import cuda_records as records
 from pylandscape.engines.capture import capture
 from pylandscape.engines.cuda_plan import make_cuda_plan
-from pylandscape.engines.records import NONE, LossKind, Step
+from pylandscape.engines.records import NONE, LossKind
 from pylandscape.engines.simple_layers import LossSpec
 
 # NVIDIA H100 SXM, data sheet: dense rates. FLOP/s and bytes/s.
@@ -32,7 +32,7 @@ CASES = {
 }
 
 
-def work(step: Step, sizes: list[int]) -> tuple[float, float]:
+def work(step: records.Step, sizes: list[int]) -> tuple[float, float]:
     """(operations, bytes) of a step for one sample at one point."""
     reads = [getattr(step, name) for name in ("input", "left", "right") if hasattr(step, name)]
     epilogue = getattr(step, "epilogue", None)

@@ -222,7 +222,7 @@ def speed(device: torch.device | str, points: int = 64, samples: int = 2000) -> 
     lines = [f"{'milliseconds per point, a small CNN':40} {'ms':>9} {'error':>9}"]
     for name, evaluate in ways.items():
         try:
-            error = _error(evaluate() / expected.to(rows), torch.ones(points))
+            error = _error(evaluate().cpu().double() / expected, torch.ones(points))
             lines.append(f"{name:40} {1e3 * _seconds(evaluate) / points:9.3f} {error:9.1e}")
         except Exception as failure:  # one way that does not work must not hide the others
             lines.append(f"{name:40} {type(failure).__name__}: {str(failure).splitlines()[0][:60]}")

@@ -3,6 +3,8 @@
 
 #pragma once
 
+#include <bit>
+
 #include "cuda/device.cuh"
 
 namespace pylandscape::cuda {
@@ -13,20 +15,12 @@ using i32 = std::int32_t;
 using u32 = std::uint32_t;
 using u64 = std::uint64_t;
 
-#if defined(__CUDA_ARCH__)
+#if defined(__CUDACC__)
 __device__ inline u32 bits(f32 x) { return __float_as_uint(x); }
 __device__ inline f32 from_bits(u32 x) { return __uint_as_float(x); }
 #else
-__host__ __device__ inline u32 bits(f32 x) {
-  u32 u;
-  __builtin_memcpy(&u, &x, 4);
-  return u;
-}
-__host__ __device__ inline f32 from_bits(u32 x) {
-  f32 f;
-  __builtin_memcpy(&f, &x, 4);
-  return f;
-}
+inline u32 bits(f32 x) { return std::bit_cast<u32>(x); }
+inline f32 from_bits(u32 x) { return std::bit_cast<f32>(x); }
 #endif
 __device__ inline i32 as_signed(u32 x) { return static_cast<i32>(x); }
 __device__ inline u32 as_unsigned(i32 x) { return static_cast<u32>(x); }

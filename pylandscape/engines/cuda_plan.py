@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pylandscape.engines import cuda_records as records
-from pylandscape.engines.cuda_records import Epilogue
+from pylandscape.engines.cuda_records import Epilogue, Step
 from pylandscape.engines.layout import image_shape
 from pylandscape.engines.lowering import State, paddings
 from pylandscape.engines.program import Node, NotCovered, Program
@@ -25,7 +25,6 @@ from pylandscape.engines.records import (
     BinaryKind,
     FusedPool,
     LossKind,
-    Step,
     numbers,
 )
 from pylandscape.engines.simple_layers import LossSpec
@@ -71,8 +70,8 @@ class CudaPlan:
             out[offset : offset + state[name].numel()] = state[name].reshape(-1)
 
     def constants(self, state: State) -> Tensor:
-        """What does not depend on the point: float32, among it the statistics of batch_norm."""
-        return torch.cat([make(state).reshape(-1).float() for make in self._constants])
+        """What does not depend on the point, on the CPU: among it the statistics of batch_norm."""
+        return torch.cat([make(state).reshape(-1).float().cpu() for make in self._constants])
 
     def at_once(self, samples: int, points: int, directions: int, room: int) -> tuple[int, int]:
         """(points, samples) of a launch so that the workspace takes at most `room` bytes

@@ -2,7 +2,12 @@
 
 from dataclasses import dataclass, field
 
-from pylandscape.engines.records import NONE, Activation, Step
+from pylandscape.engines.records import NONE, Activation, StepRecord
+
+
+@dataclass
+class Step(StepRecord):
+    """Base of the steps for GPUs: `kind` is the position in program.h's StepKind."""
 
 
 @dataclass

@@ -125,8 +125,8 @@ class Epilogue:
 
 
 @dataclass
-class Step:
-    """Base of all steps. `kind` is the position in plan.h's StepKind; `name` is for people."""
+class StepRecord:
+    """Base of the steps of all plans. `kind` tells C++ what it is; `name` is for people."""
 
     kind: ClassVar[int]
     name: ClassVar[str]
@@ -134,6 +134,11 @@ class Step:
     def numbers(self) -> list[int]:
         fields = numbers(self)
         return [self.kind, 2 + len(fields), *fields]
+
+
+@dataclass
+class Step(StepRecord):
+    """Base of the steps for CPUs: `kind` is the position in plan.h's StepKind."""
 
 
 @dataclass

@@ -1,0 +1,56 @@
+"""Tensors of the host and the device never meet: tried with fake CUDA tensors, without a GPU."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from models import labels, normal
+from simt.test_evaluate_points import HostEngine, residual_net
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+
+import pylandscape as pl
+from pylandscape import _ops
+from pylandscape.engines.native import _finite_points
+
+pytestmark = pytest.mark.skipif(
+    "obstacle" in _ops.cuda_build(), reason="the operators for CUDA are not built"
+)
+
+
+@pytest.fixture(autouse=True)
+def _fake() -> Iterator[None]:
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield
+
+
+def on_device(like: Tensor) -> Tensor:
+    return torch.empty(like.shape, dtype=like.dtype, device="cuda")
+
+
+def test_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HostEngine, "_verify", lambda _: 1.0)
+    with unset_fake_temporarily():
+        data = normal(4, 2, 6, 6).float(), labels(4, 4)
+        loss = nn.CrossEntropyLoss(torch.ones(4))
+        objective = pl.Objective(residual_net().float(), loss, data, engine="torch")
+        engine = HostEngine(objective._engine)
+        state = engine._state()
+    fake = {name: on_device(tensor) for name, tensor in state.items()}
+    monkeypatch.setattr(engine, "_state", lambda *_: fake)
+    monkeypatch.setattr(engine, "_inputs", on_device(engine._inputs))
+    monkeypatch.setattr(engine, "_targets", on_device(engine._targets))
+    packed = engine._pack(on_device(objective.center), [torch.zeros(objective.space.size)], 1)
+    assert packed.device.type == "cuda"
+    coordinates, sums = torch.zeros(3, 1), torch.zeros(3, 7, dtype=torch.float64)
+    assert _finite_points(packed, coordinates).device.type == "cpu"
+    engine._add_sums(sums, packed, coordinates, engine.plan.constants(fake), 0, 4)
+    assert sums.device.type == "cpu"
+
+
+def test_the_operators() -> None:
+    w, d, c = on_device(torch.zeros(12)), on_device(torch.zeros(2, 12)), torch.zeros(3, 2)
+    table, scales = torch.tensor([[0, 2, 2, 3]]), torch.zeros(2, 2)
+    assert _ops.perturb(w, d, c).device.type == "cuda"
+    assert _ops.perturb_random(w, torch.tensor([1, 2]), scales, table, c).device.type == "cuda"
+    assert _ops.random_normal(1, 12, "cuda").device.type == "cuda"
