@@ -136,6 +136,33 @@ def eigenvalue_path_of():
     return xr.Dataset({k: ("step", v) for k, v in names.items()}, {"step": step}, ATTRS)
 
 
+def barriers_of(pairs=3):
+    t, height = np.linspace(0, 1, 21), np.array([1.3, 0.2, 0.02])
+    share = 1 + 0.1 * np.arange(pairs)
+    loss = 0.01 + 4 * share[:, None, None] * height[:, None] * t * (1 - t)
+    names = {"loss": loss, "accuracy": 1 / (1 + loss), "test_loss": 0.3 + loss}
+    columns = {k: (("pair", "path", "alpha"), v) for k, v in names.items()}
+    for name in ("barrier", "test_barrier"):
+        columns[name] = (("pair", "path"), share[:, None] * height)
+    return xr.Dataset(columns, {"path": ["straight", "aligned", "curve"], "alpha": t}, ATTRS)
+
+
+def curve_plane_of(bends=1, off=0.0):
+    t, nodes = np.linspace(0, 1, 31), np.linspace(-0.6, 0.6, bends + 2)
+    path = {"alpha": 1.2 * t - 0.6, "beta": 2 * t * (1 - t), "distance": off * t * (1 - t)}
+    columns = {f"path_{k}": ("t", v) for k, v in path.items()}
+    columns |= {"node_alpha": ("node", nodes), "node_beta": ("node", 0.8 * np.cos(2.6 * nodes))}
+    return plane_of(bowl).assign(columns)
+
+
+def profile_of(n=9):
+    x = np.geomspace(1e-3, 10, n)
+    names = {"gradient_limit": 0.02 * x, "curvature_limit": x**2}
+    names |= {"quadratic": 0.02 * x + x**2, "rise": 0.02 * x + x**2 + x**3}
+    attrs = ATTRS | {"lambda_max": 2.0, "gradient_norm": 0.02}
+    return xr.Dataset({k: ("epsilon", v) for k, v in names.items()}, {"epsilon": x}, attrs)
+
+
 def spiked():
     """A bowl with a few values that would flatten it, on a linear scale."""
     surface = plane_of(lambda x, y: 1 + x**2 + y**2, 31, 31)
@@ -169,6 +196,12 @@ FIGURES = {
     "trajectory, low": lambda: plots.trajectory(plane_of(bowl, 41, 9, (2.0, 0.4)), path_of()),
     "trajectory, flat": lambda: plots.trajectory(plane_of(bowl, 41, 9, (2.0, 0.85)), path_of()),
     "interpolation": lambda: plots.interpolation(hill()),
+    "barriers": lambda: plots.barriers(barriers_of()),
+    "barriers, log": lambda: plots.barriers(barriers_of(1), test=True, scale="log"),
+    "curve_plane": lambda: plots.curve_plane(curve_plane_of()),
+    "curve_plane, bends": lambda: plots.curve_plane(curve_plane_of(3, off=0.4)),
+    "sharpness": lambda: plots.sharpness(profile_of()),
+    "sharpness, bare": lambda: plots.sharpness(profile_of(2)[["rise"]]),
     "training": lambda: plots.training(log_of()),
     "gradient_norm": lambda: plots.gradient_norm(log_of()),
     "gradient_norm, clipped": lambda: plots.gradient_norm(
@@ -294,6 +327,9 @@ def test_notebooks_get_an_image():
         (lambda ax: plots.contour(plane_of(bowl), ax), 1),
         (lambda ax: plots.trajectory(plane_of(bowl), path_of(), ax), 2),
         (lambda ax: plots.interpolation(hill(), ax), 2),
+        (lambda ax: plots.barriers(barriers_of(), ax), 2),
+        (lambda ax: plots.curve_plane(curve_plane_of(), ax), 1),
+        (lambda ax: plots.sharpness(profile_of(), ax), 1),
         (lambda ax: plots.training(log_of(), ax), 1),
         (lambda ax: plots.gradient_norm(log_of(), ax), 1),
         (lambda ax: plots.eigenvalues(pairs_of(), ax), 1),
@@ -740,6 +776,55 @@ def test_curvatures_of_axes_stand_beside_the_eigenvalues():
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()][2] == "all in their span"
 
 
+# -- between solutions, and sharpness ------------------------------------------------------------
+
+
+def legend_of(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def test_each_path_has_a_mean_and_its_barrier():
+    table = barriers_of()
+    figure = plots.barriers(table)
+    assert legend_of(figure.axes[0]) == ["straight: 1.43", "aligned: 0.22", "curve: 0.022"]
+    (bold,) = find(figure, "aligned: 0.22")
+    assert bold.get_ydata() == pytest.approx(table.loss.sel(path="aligned").mean("pair").values)
+    assert len(figure.axes[0].get_lines()) == 3 * (1 + 3)
+    assert "mean of 3 pairs" in words(figure)
+    one = plots.barriers(table.isel(pair=0), test=True)
+    assert len(one.axes[0].get_lines()) == 3
+    assert one.axes[0].get_ylabel() == "test loss"
+    assert "barrier of the test loss." in words(one)
+
+
+def test_the_curve_runs_in_its_plane_between_the_models():
+    surface = curve_plane_of(3, off=0.4)
+    figure = plots.curve_plane(surface)
+    for line in find(figure, "curve"):
+        assert line.get_xdata() == pytest.approx(surface.path_alpha.values)
+        assert line.get_ydata() == pytest.approx(surface.path_beta.values)
+    nodes = np.stack([surface.node_alpha, surface.node_beta], 1)
+    for name, node in (("model A", 0), ("model B", -1)):
+        assert find(figure, name)[0].get_xydata()[0] == pytest.approx(nodes[node])
+    assert len(find(figure, "bends")[0].get_xdata()) == 3
+    assert "The curve runs up to 0.1 from this plane." in words(figure)
+    assert "from this plane" not in words(plots.curve_plane(curve_plane_of()))
+
+
+def test_the_found_rise_stands_beside_the_quadratic_model():
+    profile = profile_of()
+    profile["rise"][0] = 0.0
+    figure = plots.sharpness(profile)
+    ax = figure.axes[0]
+    assert legend_of(ax) == ["found", "quadratic model", "λ ε² / 2", "ε ||g||"]
+    lines = {line.get_label(): line.get_ydata() for line in ax.get_lines()}
+    assert lines["found"][1:] == pytest.approx(profile.rise.values[1:])
+    assert np.isnan(lines["found"][0])
+    assert lines["quadratic model"] == pytest.approx(profile.quadratic.values)
+    assert "λ = 2, gradient norm ||g|| = 0.02." in words(figure)
+    assert "No finite rise above 0 at 1 of 9 radii." in words(figure)
+
+
 # -- trajectories --------------------------------------------------------------------------------
 
 
@@ -853,6 +938,12 @@ BAD = [
     (lambda: plots.line(plane), ValueError, r"plots.line: curve must have dimensions \(alpha\)"),
     (lambda: plots.line(curve, ax="here"), TypeError, "ax must be axes or a pair"),
     (lambda: plots.interpolation(plane), ValueError, "plots.interpolation: result must have"),
+    (lambda: plots.barriers(plane), ValueError, "table must have a variable 'barrier', got loss"),
+    (lambda: plots.barriers(plane.assign(barrier=1.0)), ValueError, r"dimensions \(pair, path"),
+    (lambda: plots.curve_plane(curve), ValueError, "plots.curve_plane: surface must have dimensio"),
+    (lambda: plots.curve_plane(plane), ValueError, "must hold a curve, got none of path_alpha"),
+    (lambda: plots.sharpness(plane), ValueError, "variable 'rise', got loss"),
+    (lambda: plots.sharpness(profile_of() * -1), ValueError, "positive and finite rise, got none"),
     (lambda: plots.training(curve), ValueError, r"plots.training: log must have dimensions \(step"),
     (lambda: plots.gradient_norm(log[["loss"]]), ValueError, "variable 'grad_norm', got loss"),
     (lambda: plots.training(log * np.nan), ValueError, "finite loss at some step, got none in 300"),

@@ -154,7 +154,7 @@ class Curve:
         Args:
             objective: L; BatchNorm as in `evaluate`.
             resolution: points per axis.
-            margin: room around the curve, as a share of its extent.
+            margin: room around the curve and its nodes, as a share of their extent.
             progress: show a bar; default on a terminal only.
 
         Returns:
@@ -177,7 +177,8 @@ class Curve:
         t = np.linspace(0.0, 1.0, PATH_POINTS)
         path, distance = self._in_plane(axes, self.coefficients(t))
         nodes, _ = self._in_plane(axes, torch.eye(len(self.nodes), dtype=torch.float64))
-        low, high = (f(path, axis=0) for f in (np.min, np.max))
+        drawn = np.concatenate([path, nodes])
+        low, high = drawn.min(axis=0), drawn.max(axis=0)
         room = margin * float((high - low).max())
         low, high = low - room, high + room
         extent = ((float(low[0]), float(high[0])), (float(low[1]), float(high[1])))

@@ -10,12 +10,15 @@ named in a legend and counted in the caption. Nothing is interpolated over them.
 """
 
 from pylandscape.plots._animation import animate
+from pylandscape.plots._barriers import barriers
 from pylandscape.plots._caption import caption
 from pylandscape.plots._contour import contour
+from pylandscape.plots._curve_plane import curve_plane
 from pylandscape.plots._density import axis_curvature, density, layers
 from pylandscape.plots._eigenvalues import eigenvalue_path, eigenvalues
 from pylandscape.plots._interpolation import interpolation
 from pylandscape.plots._line import line
+from pylandscape.plots._sharpness import sharpness
 from pylandscape.plots._style import save
 from pylandscape.plots._surface import surface
 from pylandscape.plots._training import gradient_norm, training
@@ -24,8 +27,10 @@ from pylandscape.plots._trajectory import trajectory
 __all__ = [
     "animate",
     "axis_curvature",
+    "barriers",
     "caption",
     "contour",
+    "curve_plane",
     "density",
     "eigenvalue_path",
     "eigenvalues",
@@ -34,6 +39,7 @@ __all__ = [
     "layers",
     "line",
     "save",
+    "sharpness",
     "surface",
     "training",
     "trajectory",

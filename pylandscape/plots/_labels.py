@@ -15,12 +15,13 @@ PIECES = 8  # the longest pieces of a line that are tried
 PLACES = 48  # places tried on each of them
 
 
-def label_lines(lines: QuadContourSet) -> None:
+def label_lines(lines: QuadContourSet, avoid: Floats | None = None) -> None:
     """Writes the level on each contour line that has room for it, and on the others nothing.
 
     matplotlib's own placement looks at one line at a time, so that numbers on dense contours run
     into one another. Here a number goes where its line is nearly straight over the width of the
-    text and far from the other lines, from the border, from the centre and from other numbers.
+    text and far from the other lines, from the border, from the centre, from other numbers and from
+    the points to `avoid` [K, 2].
     """
     ax = lines.axes
     assert ax is not None
@@ -29,6 +30,8 @@ def label_lines(lines: QuadContourSet) -> None:
     texts = dict(zip(values.tolist(), number_texts(values), strict=True))
     pieces = [_pieces(ax.transData.transform, segments) for segments in lines.allsegs]
     taken = [ax.transData.transform([(0.0, 0.0)])]
+    if avoid is not None:
+        taken.append(ax.transData.transform(avoid))
     box = np.asarray(ax.get_window_extent().extents)
     levels, positions = [], []
     for k, level in enumerate(texts):
