@@ -97,6 +97,13 @@ def path_of(n=30):
     )
 
 
+def measures_of(n=6):
+    values = np.array([3.0, 1.0, 40.0, 7.0, 190.0, 12.0])[:n]
+    names = {"lambda_max": values, "lambda_max_residual": 0.1 * values}
+    names |= {"error": 0.01 * np.sqrt(values), "flat": np.ones(n)}
+    return xr.Dataset({k: ("solution", v) for k, v in names.items()}, attrs=ATTRS)
+
+
 def pairs_of(values=(-0.5, 42.0, 7.0), converged=True):
     values = torch.tensor(values, dtype=torch.float64)
     residuals = torch.linspace(0.1, 0.3, len(values), dtype=torch.float64)
@@ -206,6 +213,14 @@ FIGURES = {
     "gradient_norm": lambda: plots.gradient_norm(log_of()),
     "gradient_norm, clipped": lambda: plots.gradient_norm(
         log_of().assign(grad_norm_unclipped=lambda log: 3 * log.grad_norm)
+    ),
+    "correlation": lambda: plots.correlation(measures_of(), "lambda_max", "error"),
+    "correlation, named": lambda: plots.correlation(
+        measures_of(),
+        "lambda_max",
+        "error",
+        names=[f"a solution, {k}" for k in range(6)],
+        labels=("the largest eigenvalue", "test error"),
     ),
     "eigenvalues": lambda: plots.eigenvalues(pairs_of()),
     "eigenvalues, many": lambda: plots.eigenvalues(pairs_of([0.123 * n - 0.7 for n in range(12)])),
@@ -915,6 +930,24 @@ def test_a_film_shows_the_snapshots_up_to_a_time(monkeypatch, tmp_path):
     assert [line.get_xdata()[0] for line in runner.lines] == [25, 25]
 
 
+# -- several solutions ---------------------------------------------------------------------------
+
+
+def test_correlation_says_the_rank_correlation_and_draws_the_errors():
+    table = measures_of()
+    figure = plots.correlation(table, "lambda_max", "error")
+    assert "Rank correlation of 6 solutions: 1.00." in words(figure)
+    texts = figure.axes[0].get_legend().get_texts()
+    assert [text.get_text() for text in texts] == ["0", "1", "2", "3", "4", "5"]
+    assert figure.axes[0].get_xscale() == "log"
+    bars = [c for c in figure.axes[0].collections if isinstance(c, LineCollection)]
+    ends = np.array([bar.get_segments()[0][:, 0] for bar in bars])
+    assert ends == pytest.approx(np.outer(table.lambda_max.values, [0.9, 1.1]))
+    falling = table.assign(error=-table.error)
+    assert "-1.00" in words(plots.correlation(falling, "lambda_max", "error"))
+    assert "not defined" in words(plots.correlation(table, "lambda_max", "flat"))
+
+
 # -- bad input -----------------------------------------------------------------------------------
 
 curve, plane, log = curve_of(np.square), plane_of(bowl), log_of()
@@ -961,6 +994,9 @@ BAD = [
     (lambda: plots.animate(plane, path_of(), "run.avi"), ValueError, "end in .gif or .mp4, got"),
     (lambda: plots.animate(plane, path_of(), "a.gif", rate=0), ValueError, "rate must be a pos"),
     (lambda: plots.animate(plane, 3, "a.gif"), TypeError, "projected must be an xarray.Dataset"),
+    (lambda: plots.correlation(measures_of(), "loss", "error"), ValueError, "variable 'loss'"),
+    (lambda: plots.correlation(measures_of(), "flat", "error", names="a"), ValueError, "be 6"),
+    (lambda: plots.correlation(plane, "loss", "loss"), ValueError, "over one same dimension"),
     (lambda: plots.eigenvalues([1.0]), TypeError, "pairs must have values and residuals"),
     (lambda: plots.eigenvalues(SimpleNamespace(values=[1.0], residuals=[])), ValueError, "one len"),
     (lambda: plots.eigenvalues(SimpleNamespace(values=[np.nan], residuals=[1.0])), ValueError,

@@ -13,6 +13,7 @@ from pylandscape.plots._animation import animate
 from pylandscape.plots._barriers import barriers
 from pylandscape.plots._caption import caption
 from pylandscape.plots._contour import contour
+from pylandscape.plots._correlation import correlation
 from pylandscape.plots._curve_plane import curve_plane
 from pylandscape.plots._density import axis_curvature, density, layers
 from pylandscape.plots._eigenvalues import eigenvalue_path, eigenvalues
@@ -31,6 +32,7 @@ __all__ = [
     "caption",
     "contour",
     "curve_plane",
+    "correlation",
     "density",
     "eigenvalue_path",
     "eigenvalues",

@@ -1,6 +1,5 @@
-"""The stages of the study: each a function of the trained networks, with an xarray result."""
+"""The analyses of runs a and b: functions of the trained networks, with xarray results."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,15 +17,9 @@ from pylandscape.study.data import Digits
 from pylandscape.study.model import SmallCNN
 from pylandscape.study.training import train
 
-# For the time estimate, as seen: a product in units of a gradient, and how many of each it takes.
-HESSIAN_PRODUCT = 3.4
-PRODUCTS = {"largest": 13, "both": 48}  # Lanczos steps for one eigenpair, or one at each end
-PAIR_PRODUCTS = 40  # for some pairs at each end, to PAIR_TOLERANCE
-TRACE_PRODUCTS = 20  # to TRACE_TOLERANCE
 PAIR_TOLERANCE = 1e-2
 TRACE_TOLERANCE = 0.1
 LAYER_PROBES = 2
-BALL_GRADIENTS = 40
 
 
 @dataclass
@@ -39,7 +32,9 @@ class Study:
     progress: bool | None = None
 
     def run_folder(self, run: str) -> Path:
-        return self.folder / f"run-{run}"
+        if run in self.config.seeds:
+            return self.folder / f"run-{run}"
+        return self.folder / "solutions" / run.replace(",", "").replace(" ", "-")
 
     def trajectory(self, run: str) -> pl.Trajectory:
         return pl.Trajectory(self.run_folder(run))
@@ -52,11 +47,17 @@ class Study:
 
     def objective(self, run: str, split: str = "train", samples: int | None = None) -> pl.Objective:
         """The loss over a split, or over `samples` random digits of it, centred on a solution."""
+        return self.objective_of(self.trained(run), split, samples)
+
+    def objective_of(
+        self, network: nn.Module, split: str = "train", samples: int | None = None
+    ) -> pl.Objective:
+        """The same for a network that is not a recorded one."""
         data = getattr(self.digits, split)
         if samples is not None and samples >= len(data[1]):
             samples = None
         return pl.Objective(
-            self.trained(run), nn.CrossEntropyLoss(), data, samples=samples, seed=self.config.seed
+            network, nn.CrossEntropyLoss(), data, samples=samples, seed=self.config.seed
         )
 
     def directions(self, count: int) -> pl.Directions:
@@ -74,36 +75,16 @@ class Study:
         return min(self.config.plane_samples or self.sizes[0], self.sizes[0])
 
 
-@dataclass(frozen=True)
-class Work:
-    """The expected work of a stage: losses and gradients, each times samples."""
-
-    losses: float = 0.0
-    gradients: float = 0.0
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A unit of work that is done once and kept; `work` is for the time estimate."""
-
-    name: str
-    title: str
-    run: Callable[[Study], xr.Dataset]
-    work: Callable[[Study], Work]
-
-
 def training(study: Study, run: str) -> xr.Dataset:
-    """One run of SGD from its own initialisation; leaves the recorded run in `run-<run>`."""
-    seed = study.config.seeds[run]
-    return train(
-        SmallCNN(seed), study.digits, study.config, seed, study.run_folder(run), study.progress
-    )
+    """One run of SGD from its own initialisation; leaves the recorded run in its folder."""
+    recipe = study.config.recipe(run)
+    return train(SmallCNN(recipe.seed), study.digits, recipe, study.run_folder(run), study.progress)
 
 
 def curvature(study: Study) -> xr.Dataset:
     """Both ends of the Hessian spectrum at each solution, over all training digits."""
     objectives = [study.objective(run) for run in "ab"]
-    found = [_eigenpairs(study, objective, "both") for objective in objectives]
+    found = [find_eigenpairs(study, objective, "both") for objective in objectives]
     columns = {
         "lambda_max": [pairs.values[0].item() for pairs in found],
         "lambda_max_residual": [pairs.residuals[0].item() for pairs in found],
@@ -122,23 +103,28 @@ def curvature(study: Study) -> xr.Dataset:
 
 
 def curvature_path(study: Study) -> xr.Dataset:
-    """lambda_max at the start of run a, at its end, and at snapshots spread between."""
+    """lambda_max and SAM's sharpness at both ends of run a and at snapshots spread between."""
     objective = study.objective("a", samples=study.plane_samples)
     path = study.trajectory("a")
     count = min(study.config.curvature_points, len(path))
     # Curvature changes most in the first epoch, so the snapshots get denser towards the start.
     share = np.linspace(0, 1, count) ** 2
     chosen = sorted(set(np.round(share * (len(path) - 1)).astype(int).tolist()))
-    values, residuals = [], []
+    values, residuals, rises = [], [], []
     for index in chosen:
         point = path.vector(index, objective.space)
-        pairs = _eigenpairs(study, objective, "largest", point)
+        rises.append(pl.sharpness.sam(objective, at=point).value)
+        pairs = find_eigenpairs(study, objective, "largest", point)
         values.append(pairs.values[0].item())
         residuals.append(pairs.residuals[0].item())
     steps_per_epoch = path.steps[-1] / study.config.epochs
     steps = np.array([path.steps[index] for index in chosen])
     return xr.Dataset(
-        {"lambda_max": ("step", values), "lambda_max_residual": ("step", residuals)},
+        {
+            "lambda_max": ("step", values),
+            "lambda_max_residual": ("step", residuals),
+            "sam": ("step", rises),
+        },
         coords={"step": steps, "epoch": ("step", steps / steps_per_epoch)},
         attrs={"kind": "spectrum along a path"} | objective.describe(),
     )
@@ -229,20 +215,14 @@ def path(study: Study, run: str) -> xr.Dataset:
 
 
 def path_plane(study: Study) -> xr.Dataset:
-    """The loss on the plane of run a's principal components, wide enough for the whole path."""
-    objective = study.objective("a", samples=study.plane_samples)
-    directions = _principal(study, "a", objective)
-    projected = pl.project(study.trajectory("a"), directions, progress=study.progress)
-    return pl.plane(
-        objective,
-        directions,
-        extent=(
-            _range_with_margin(projected["alpha"].values),
-            _range_with_margin(projected["beta"].values),
-        ),
-        resolution=study.config.plane_resolution,
+    """The loss on the plane of run a's principal components, around the whole path."""
+    found = pl.trajectory_plane(
+        study.objective("a", samples=study.plane_samples),
+        study.trajectory("a"),
+        study.config.plane_resolution,
         progress=study.progress,
     )
+    return found.surface
 
 
 def interpolation(study: Study) -> xr.Dataset:
@@ -287,7 +267,7 @@ def _principal(study: Study, run: str, objective: pl.Objective) -> pl.Directions
     return pl.principal_directions(objective, study.trajectory(run), progress=study.progress)
 
 
-def _eigenpairs(
+def find_eigenpairs(
     study: Study,
     objective: pl.Objective,
     which: Literal["largest", "both"],
@@ -309,99 +289,3 @@ def _curvature_along(objective: pl.Objective, vector: Tensor) -> float:
     """The Rayleigh quotient v.Hv / v.v."""
     product = objective.hessian_vector_product(vector)
     return (vector.double() @ product.double() / (vector.double() @ vector.double())).item()
-
-
-def _range_with_margin(values: np.ndarray, margin: float = 0.15) -> tuple[float, float]:
-    low, high = float(values.min()), float(values.max())
-    room = margin * (high - low)
-    return low - room, high + room
-
-
-def _training_work(study: Study) -> Work:
-    epochs, (train_count, test_count) = study.config.epochs, study.sizes
-    return Work(losses=(epochs + 1) * (train_count + test_count), gradients=epochs * train_count)
-
-
-def _spectrum_work(points: int, which: str, samples: int) -> Work:
-    return Work(gradients=points * PRODUCTS[which] * HESSIAN_PRODUCT * samples)
-
-
-def _products_work(study: Study, products: int) -> Work:
-    samples = min(study.config.spectrum_samples, study.sizes[0])
-    return Work(gradients=products * HESSIAN_PRODUCT * samples)
-
-
-def _sharpness_work(study: Study) -> Work:
-    return Work(gradients=2 * BALL_GRADIENTS * study.sizes[0])
-
-
-def _slices_work(study: Study) -> Work:
-    config, samples = study.config, study.sizes[0]
-    return Work(
-        losses=config.slice_directions * config.slice_resolution * samples,
-        gradients=config.slice_directions * HESSIAN_PRODUCT * samples,
-    )
-
-
-def _plane_work(study: Study) -> Work:
-    return Work(losses=study.config.plane_resolution**2 * study.plane_samples)
-
-
-def _eigen_plane_work(study: Study) -> Work:
-    products = _products_work(study, PAIR_PRODUCTS)
-    return Work(_plane_work(study).losses, products.gradients)
-
-
-def _path_work(study: Study) -> Work:
-    snapshots = study.config.epochs * study.config.snapshots_per_epoch
-    return Work(losses=2 * snapshots * study.plane_samples)
-
-
-STAGES: tuple[Stage, ...] = (
-    Stage("training-a", "training, run a", lambda s: training(s, "a"), _training_work),
-    Stage("training-b", "training, run b", lambda s: training(s, "b"), _training_work),
-    Stage(
-        "curvature",
-        "Hessian eigenvalues at both solutions",
-        curvature,
-        lambda s: _spectrum_work(2, "both", s.sizes[0]),
-    ),
-    Stage(
-        "curvature-path",
-        "largest Hessian eigenvalue along run a",
-        curvature_path,
-        lambda s: _spectrum_work(s.config.curvature_points, "largest", s.plane_samples),
-    ),
-    Stage(
-        "spectrum",
-        "spectral density and trace of the Hessian at solution a",
-        spectrum,
-        lambda s: _products_work(
-            s, s.config.spectrum_probes * s.config.spectrum_steps + TRACE_PRODUCTS
-        ),
-    ),
-    Stage(
-        "layers",
-        "spectra of the layers at solution a",
-        layers,
-        lambda s: _products_work(s, 4 * LAYER_PROBES * s.config.layer_steps),
-    ),
-    Stage(
-        "eigen-plane",
-        "plane of the first and last eigenvector at solution a",
-        eigen_plane,
-        _eigen_plane_work,
-    ),
-    Stage("sharpness", "sharpness S_eps at both solutions", sharpness, _sharpness_work),
-    Stage("slices", "filter-normalised lines through solution a", slices, _slices_work),
-    Stage("plane", "filter-normalised plane through solution a", plane, _plane_work),
-    Stage("path-a", "run a in its principal plane", lambda s: path(s, "a"), _path_work),
-    Stage("path-b", "run b in its principal plane", lambda s: path(s, "b"), _path_work),
-    Stage("path-plane", "loss on the principal plane of run a", path_plane, _plane_work),
-    Stage(
-        "interpolation",
-        "straight line from solution a to solution b",
-        interpolation,
-        lambda s: Work(losses=s.config.interpolation_resolution * sum(s.sizes)),
-    ),
-)

@@ -23,6 +23,9 @@ WIDE_RADIUS = 0.25
 PLANE_VARIANCE = 0.90
 PLANE_DESCENT = -0.80
 ERROR_BARRIER = 0.02
+CURVE_BARRIER = 0.05
+ERROR_GAP = 0.005
+RANK = 0.82
 
 Measurements = Mapping[str, Sequence[float]]
 
@@ -157,6 +160,32 @@ def _connected(m: Measurements) -> tuple[Verdict, str]:
     )
 
 
+def _curved(m: Measurements) -> tuple[Verdict, str]:
+    train, test, drop, test_drop, _ = m["curve_path"]
+    loss, error = (train, test), (drop, test_drop)
+    verdict = _of_two(_at_most(loss, CURVE_BARRIER), _at_most(error, ERROR_BARRIER))
+    return verdict, (
+        f"barrier of {_listed(loss)} nat in the loss and of {_listed(error, '.1%')} in the error "
+        "(training and test data)"
+    )
+
+
+def _flat(m: Measurements) -> tuple[Verdict, str]:
+    sharpness, accuracy = m["solution_lambda_max"], m["solution_test_accuracy"]
+    # small, medium and large batch without weight decay, then with it
+    pairs = [(0, 2), (3, 5)]
+    sharper = [sharpness[large] > sharpness[small] for small, large in pairs]
+    gaps = [accuracy[small] - accuracy[large] for small, large in pairs]
+    rank = m["rank_lambda_max"][0]
+    verdict = _of_two(all(sharper) and _at_least(gaps, ERROR_GAP), rank >= RANK)
+    ratios = [sharpness[large] / sharpness[small] for small, large in pairs]
+    return verdict, (
+        f"large batch against small, without and with weight decay: lambda_max times "
+        f"{_listed(ratios)}, test error {_listed([100 * gap for gap in gaps], '+.2f')} points; "
+        f"rank correlation of lambda_max with the test error {rank:.2f}"
+    )
+
+
 CLAIMS: tuple[Claim, ...] = (
     Claim(
         name="descent",
@@ -246,5 +275,38 @@ CLAIMS: tuple[Claim, ...] = (
         ),
         needs=("loss_barrier", "error_barrier"),
         judge=_connected,
+    ),
+    Claim(
+        name="curved",
+        statement="A curved path of low loss connects independently trained solutions.",
+        criterion=(
+            f"On a trained Bezier curve between the two solutions (1) the barrier in the loss is "
+            f"at most {CURVE_BARRIER} nat and (2) the barrier in the error at most "
+            f"{ERROR_BARRIER:.0%}, on training and on test data."
+        ),
+        rationale=(
+            "Garipov et al. 2018 find such curves where straight lines have barriers. The limit is "
+            "half of the rise that counts as small on a straight line, as this path was trained "
+            "for low loss."
+        ),
+        needs=("curve_path",),
+        judge=_curved,
+    ),
+    Claim(
+        name="flat",
+        statement="Flat minima generalise better than sharp ones.",
+        criterion=(
+            "Six solutions at one training loss. (1) Without and with weight decay, the one of the "
+            "large batch has a larger lambda_max than that of the small batch and a test error "
+            f"larger by {ERROR_GAP:.1%} or more. (2) The rank correlation of lambda_max with the "
+            f"test error over all six is at least {RANK}."
+        ),
+        rationale=(
+            "Keskar et al. 2017 compare batch sizes. On 2,000 test digits a difference of half a "
+            "per cent is above the noise of sampling; independent ranks of six exceed 0.82 in 3 % "
+            "of cases. That sharpness is no property of the function alone is shown below."
+        ),
+        needs=("solution_lambda_max", "solution_test_accuracy", "rank_lambda_max"),
+        judge=_flat,
     ),
 )

@@ -4,13 +4,32 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
 
+# Solutions that differ in how they were trained: three batch sizes, without and with weight decay.
+SIZES = ("small", "medium", "large")
+SOLUTIONS = tuple(f"{size} batch{decay}" for decay in ("", ", decay") for size in SIZES)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one network is trained."""
+
+    seed: int  # of the initialisation and of the order of the digits
+    batch_size: int
+    epochs: int  # at most
+    learning_rate: float
+    momentum: float
+    weight_decay: float = 0.0
+    until_loss: float = 0.0  # training ends with the epoch that leaves the training loss below this
+    snapshots_per_epoch: int | None = None  # None: only at both ends
+
 
 @dataclass(frozen=True)
 class StudyConfig:
     """Settings of a study. Two studies with equal settings and equal digits give equal numbers.
 
-    Training is plain SGD with momentum and a constant learning rate, no weight decay: the paper's
-    method and nothing that would change the geometry on purpose.
+    Training of runs a and b is plain SGD with momentum and a constant learning rate, no weight
+    decay: the paper's method and nothing that would change the geometry on purpose. Six further
+    solutions differ in batch size and weight decay.
     """
 
     seed: int = 0
@@ -41,6 +60,51 @@ class StudyConfig:
     spectrum_steps: int = 30
     layer_steps: int = 10  # of the spectra of single layers, from two probes
     curvature_points: int = 7  # snapshots of run a at which lambda_max is measured
+
+    # Solutions are compared at one training loss, as sharpness depends on how far training went: a
+    # cross-entropy of 0.01, as in Jiang et al. 2020. The large batch is a tenth of the digits
+    # (Keskar et al. 2017).
+    solution_batches: tuple[int, int, int] = (32, 128, 600)
+    solution_decay: float = 1e-3
+    solution_loss: float = 0.01
+    solution_epochs: int = 60
+    solution_learning_rate: float = 0.02
+    sharpness: tuple[str, ...] = (  # measures of pylandscape.sharpness.table
+        "ball",
+        "keskar",
+        "adaptive_l2",
+        "adaptive_linf",
+        "average",
+        "sam",
+    )
+    flatness_samples: int = 1_000  # random training digits behind each measure of flatness
+    trace_error: float = 0.1  # relative standard error of tr H
+    trace_products: int = 100  # at most, to reach that
+    curve_steps: int = 800
+    curve_learning_rate: float = 0.02
+    rescaling: float = 5.0  # of the first layer, undone in the second
+
+    def recipe(self, run: str) -> Recipe:
+        """How a run is trained: `a`, `b`, or one of `SOLUTIONS`."""
+        if run in self.seeds:
+            return Recipe(
+                self.seeds[run],
+                self.batch_size,
+                self.epochs,
+                self.learning_rate,
+                self.momentum,
+                snapshots_per_epoch=self.snapshots_per_epoch,
+            )
+        number = SOLUTIONS.index(run)
+        return Recipe(
+            self.seeds["a"],
+            self.solution_batches[number % len(SIZES)],
+            self.solution_epochs,
+            self.solution_learning_rate,
+            self.momentum,
+            self.solution_decay if number >= len(SIZES) else 0.0,
+            self.solution_loss,
+        )
 
     @property
     def seeds(self) -> dict[str, int]:
@@ -83,4 +147,9 @@ def quick_config(seed: int = 0) -> StudyConfig:
         spectrum_steps=6,
         layer_steps=3,
         curvature_points=2,
+        solution_batches=(25, 50, 250),
+        solution_epochs=2,
+        flatness_samples=100,
+        trace_error=0.5,
+        curve_steps=20,
     )

@@ -9,6 +9,7 @@ import matplotlib.figure
 import xarray as xr
 
 from pylandscape import plots
+from pylandscape.study.config import SOLUTIONS
 
 Measurements = Mapping[str, Sequence[float]]
 Results = Mapping[str, xr.Dataset]
@@ -76,6 +77,26 @@ def _pairs(plane: xr.Dataset) -> SimpleNamespace:
 
 def _first_slice(slices: xr.Dataset) -> xr.Dataset:
     return slices.isel(direction=0)[["loss", "loss_stderr", "accuracy"]]
+
+
+def _flatness_plot(flatness: xr.Dataset, solutions: xr.Dataset) -> matplotlib.figure.Figure:
+    error = 1 - solutions["test_accuracy"]
+    return plots.correlation(
+        flatness.assign(test_error=error),
+        "lambda_max",
+        "test_error",
+        names=SOLUTIONS,
+        labels=("largest eigenvalue", "test error"),
+    )
+
+
+def _rescaling_plot(lines: xr.Dataset) -> matplotlib.figure.Figure:
+    figure = plots.line(lines.isel(network=0)[["loss", "loss_stderr", "accuracy"]])
+    other = lines.isel(network=1)
+    for ax, name in zip(figure.axes, ("loss", "accuracy"), strict=False):
+        ax.plot(other["alpha"], other[name], "o", color="black", markerfacecolor="none",
+                markersize=4, markeredgewidth=0.7)  # fmt: skip
+    return figure
 
 
 _DRAWINGS: tuple[_Drawing, ...] = (
@@ -193,6 +214,33 @@ _DRAWINGS: tuple[_Drawing, ...] = (
         plots.trajectory,
         "The path from the initialisation to solution a on the loss in the plane. // The two "
         "components explain {m[plane_variance][0]:.1%} of the variance of the snapshots.",
+    ),
+    _Drawing(
+        "connections",
+        "Three paths from solution a to solution b",
+        ("connections",),
+        lambda table: plots.barriers(table.assign_coords(path=table.attrs["paths"])),
+        "The straight line, the line to solution b with its hidden units in the order of those of "
+        "a, and a Bezier curve with one trained bend. // Barriers on the training data: "
+        "{m[straight_path][0]:.3g}, {m[aligned_path][0]:.3g} and {m[curve_path][0]:.3g} nat.",
+    ),
+    _Drawing(
+        "flatness",
+        "The largest eigenvalue and the test error of six solutions",
+        ("flatness", "solutions"),
+        _flatness_plot,
+        "All were trained to about the same training loss. // Rank correlation {m[rank_lambda_max]"
+        "[0]:.2f}; one standard error of a test error is {m[test_error_stderr][0]:.2%}.",
+    ),
+    _Drawing(
+        "rescaling",
+        "The same function, rescaled",
+        ("rescaling",),
+        _rescaling_plot,
+        "Line: solution a. Circles: the same function, its first layer scaled up and its second "
+        "down, along the same random direction normalised by its own filters. // The largest "
+        "eigenvalue is {m[rescaled_lambda_max][0]:.4g} for one and {m[rescaled_lambda_max][1]:.4g} "
+        "for the other.",
     ),
     _Drawing(
         "interpolation",

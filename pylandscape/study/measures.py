@@ -132,6 +132,7 @@ def _curvature_path(path: xr.Dataset) -> dict[str, list[float]]:
         "path_epoch": path["epoch"].values.tolist(),
         "path_lambda_max": path["lambda_max"].values.tolist(),
         "path_lambda_max_residual": path["lambda_max_residual"].values.tolist(),
+        "path_sam": path["sam"].values.tolist(),
     }
 
 
@@ -185,6 +186,56 @@ def _interpolation(line: xr.Dataset) -> dict[str, list[float]]:
     }
 
 
+def _solutions(solutions: xr.Dataset) -> dict[str, list[float]]:
+    accuracy = solutions["test_accuracy"].values
+    stderr = np.sqrt(accuracy * (1 - accuracy) / solutions.attrs["test_samples"])
+    found = {f"solution_{name}": values.values.tolist() for name, values in solutions.items()}
+    return found | {"test_error_stderr": [float(stderr.max())]}
+
+
+def _flatness(solutions: xr.Dataset, flatness: xr.Dataset) -> dict[str, list[float]]:
+    """Each measure at each solution, and its rank correlations with test error and test loss."""
+    against = (1 - solutions["test_accuracy"].values, solutions["test_loss"].values)
+    errors = {name for name in flatness if str(name).endswith(("_residual", "_stderr"))}
+    found = {f"solution_{name}": values.values.tolist() for name, values in flatness.items()}
+    return found | {
+        f"rank_{name}": [rank_correlation(flatness[name].values, other) for other in against]
+        for name in flatness
+        if name not in errors
+    }
+
+
+def rank_correlation(x: Array, y: Array) -> float:
+    """Spearman's rank correlation; NaN where one side is constant.
+
+    Example:
+        >>> rank_correlation(np.array([1.0, 2.0, 30.0]), np.array([0.0, 5.0, 6.0]))
+        1.0
+    """
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return float("nan")
+    return float(np.round(spearmanr(x, y).statistic, 12))
+
+
+def _connections(table: xr.Dataset) -> dict[str, list[float]]:
+    """For each path: barrier and accuracy drop on training and test data, and its length."""
+    names = ["barrier", "test_barrier", "accuracy_drop", "test_accuracy_drop", "length"]
+    rows = table[names].to_array().transpose("path", "variable").values
+    paths = table.attrs["paths"]
+    return {f"{path}_path": row for path, row in zip(paths, rows.tolist(), strict=True)}
+
+
+def _rescaling(lines: xr.Dataset) -> dict[str, list[float]]:
+    """Each measure before and after, and the largest difference of the lines over their range."""
+    loss = lines["loss"].transpose("network", "alpha").values
+    difference = float(np.abs(loss[1] - loss[0]).max() / np.ptp(loss[0]))
+    names = [str(name) for name in lines.data_vars if lines[name].dims == ("network",)]
+    return {f"rescaled_{name}": lines[name].values.tolist() for name in names} | {
+        "rescaled_line_difference": [difference],
+        "rescaling_factor": [float(lines.attrs["factor"])],
+    }
+
+
 def _sharpness(balls: xr.Dataset) -> dict[str, list[float]]:
     return {"ball_rise": balls["rise"].values.tolist()}
 
@@ -201,4 +252,8 @@ _MEASURES: dict[tuple[str, ...], Callable[..., dict[str, list[float]]]] = {
     ("path-a", "path-b"): _paths,
     ("interpolation",): _interpolation,
     ("sharpness",): _sharpness,
+    ("solutions",): _solutions,
+    ("solutions", "flatness"): _flatness,
+    ("connections",): _connections,
+    ("rescaling",): _rescaling,
 }

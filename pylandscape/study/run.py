@@ -14,12 +14,13 @@ from torch import nn
 import pylandscape as pl
 from pylandscape import report
 from pylandscape._version import __version__
-from pylandscape.study.analyses import STAGES, Stage, Study
-from pylandscape.study.config import StudyConfig, default_config
+from pylandscape.study.analyses import Study
+from pylandscape.study.config import SOLUTIONS, StudyConfig, default_config
 from pylandscape.study.data import load_mnist
 from pylandscape.study.figures import draw_all
 from pylandscape.study.measures import measure
 from pylandscape.study.model import SmallCNN
+from pylandscape.study.stages import STAGES, Stage
 from pylandscape.study.store import Store, StudyError
 from pylandscape.study.summary import summarise
 
@@ -81,7 +82,12 @@ def run_study(
 
 def _usable(study: Study, results: dict[str, xr.Dataset]) -> dict[str, xr.Dataset]:
     """The stored results, but for those of a training run whose recording is gone."""
-    gone = {f"training-{run}" for run in "ab" if not study.run_folder(run).is_dir()}
+    recorded = {"solutions": SOLUTIONS} | {f"training-{run}": (run,) for run in "ab"}
+    gone = {
+        name
+        for name, runs in recorded.items()
+        if not all(study.run_folder(run).is_dir() for run in runs)
+    }
     return {name: result for name, result in results.items() if name not in gone}
 
 

@@ -19,7 +19,7 @@ class Store:
     from) and the seconds that it took. What else lies in the folder is left alone.
     """
 
-    OWN = ("results", "figures", "run-a", "run-b", "STUDY.md", "summary.json")
+    OWN = ("results", "figures", "run-a", "run-b", "solutions", "STUDY.md", "summary.json")
 
     def __init__(self, folder: str | Path, key: str) -> None:
         self.folder = Path(folder)

@@ -10,9 +10,11 @@ import torch
 import xarray as xr
 
 from pylandscape._version import __version__
-from pylandscape.study.analyses import STAGES, Study
+from pylandscape.study.analyses import Study
 from pylandscape.study.claims import Judgement, judge_all
+from pylandscape.study.config import SOLUTIONS
 from pylandscape.study.figures import Figure, Measurements
+from pylandscape.study.stages import STAGES
 
 
 def summarise(
@@ -28,6 +30,7 @@ def summarise(
         "complete": not missing,
         "missing": missing,
         "data": {"source": study.digits.describe(), "fingerprint": study.digits.fingerprint},
+        "solutions": list(SOLUTIONS),
         "settings": asdict(study.config) | {"seeds": study.config.seeds},
         "samples": {
             "train": study.sizes[0],

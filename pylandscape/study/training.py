@@ -1,5 +1,6 @@
 """SGD with momentum on the digits, recorded."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,22 +10,21 @@ from torch import nn
 
 import pylandscape as pl
 from pylandscape.progress import progress_bar
-from pylandscape.study.config import StudyConfig
+from pylandscape.study.config import Recipe
 from pylandscape.study.data import Digits, Split
 
 
 def train(
     model: nn.Module,
     digits: Digits,
-    config: StudyConfig,
-    seed: int,
+    recipe: Recipe,
     folder: str | Path,
     progress: bool | None = None,
 ) -> xr.Dataset:
     """Train `model` in place and record the run in `folder`, replacing one that is there.
 
-    The order of the digits comes from `seed` through a generator of its own, so the result does
-    not depend on what else draws random numbers.
+    The order of the digits comes from the recipe's seed through a generator of its own, so the
+    result does not depend on what else draws random numbers.
 
     Returns:
         Over `step`: mini-batch `loss`, `grad_norm` and `learning_rate`. Over `epoch`
@@ -35,23 +35,25 @@ def train(
     criterion = nn.CrossEntropyLoss()
     model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
-        model.parameters(), lr=config.learning_rate, momentum=config.momentum
+        model.parameters(),
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
     )
-    shuffle = torch.Generator().manual_seed(seed)
+    shuffle = torch.Generator().manual_seed(recipe.seed)
     splits = {"train": _objective(model, digits.train), "test": _objective(model, digits.test)}
     evaluations = [_evaluate(splits)]
-    steps_per_epoch = -(-len(labels) // config.batch_size)
-    recorder = pl.Recorder(
-        folder, every=max(1, steps_per_epoch // config.snapshots_per_epoch), overwrite=True
-    )
-    steps = config.epochs * steps_per_epoch
+    steps_per_epoch = -(-len(labels) // recipe.batch_size)
+    name = f"training, seed {recipe.seed}, batches of {recipe.batch_size}"
     with (
-        recorder.attach(model, optimizer),
-        progress_bar(steps, f"training, seed {seed}", "step", progress) as bar,
+        pl.Recorder(folder, _schedule(recipe, steps_per_epoch), overwrite=True).attach(
+            model, optimizer
+        ) as recorder,
+        progress_bar(recipe.epochs * steps_per_epoch, name, "step", progress) as bar,
     ):
-        for _ in range(config.epochs):
+        for _ in range(recipe.epochs):
             model.train()
-            for batch in torch.randperm(len(labels), generator=shuffle).split(config.batch_size):
+            for batch in torch.randperm(len(labels), generator=shuffle).split(recipe.batch_size):
                 inputs = images[batch].contiguous(memory_format=torch.channels_last)
                 optimizer.zero_grad()
                 loss = criterion(model(inputs), labels[batch])
@@ -61,7 +63,15 @@ def train(
                 bar.update(1)
             recorder.end_epoch()
             evaluations.append(_evaluate(splits))
-    return _result(pl.Trajectory(folder).log, evaluations, seed, splits["train"])
+            if evaluations[-1]["train_loss"] <= recipe.until_loss:
+                break
+    return _result(pl.Trajectory(folder).log, evaluations, recipe.seed, splits["train"])
+
+
+def _schedule(recipe: Recipe, steps_per_epoch: int) -> int | Callable[[int], bool]:
+    if recipe.snapshots_per_epoch is None:
+        return lambda step: False  # there is one at each end anyway
+    return max(1, steps_per_epoch // recipe.snapshots_per_epoch)
 
 
 def _objective(model: nn.Module, split: Split) -> pl.Objective:

@@ -8,6 +8,15 @@ from pylandscape.study.claims import CLAIMS, Verdict, judge_all
 
 HOLDS, MIXED, FAILS = Verdict.HOLDS, Verdict.MIXED, Verdict.FAILS
 
+
+def six(sharpness, accuracy, rank):
+    return {
+        "solution_lambda_max": sharpness,
+        "solution_test_accuracy": accuracy,
+        "rank_lambda_max": [rank, rank],
+    }
+
+
 CASES = [
     ("descent", {"loss_fall": [0.05, 0.1], "gradient_fall": [0.3, 0.5]}, HOLDS),
     ("descent", {"loss_fall": [0.05, 0.05], "gradient_fall": [0.3, 0.6]}, MIXED),
@@ -34,6 +43,15 @@ CASES = [
     ("connected", {"loss_barrier": [0.5, 0.5], "error_barrier": [0.0, 0.02]}, MIXED),
     ("connected", {"loss_barrier": [0.05, 0.05], "error_barrier": [0.0, 0.1]}, MIXED),
     ("connected", {"loss_barrier": [0.05, 0.5], "error_barrier": [0.1, 0.0]}, FAILS),
+    ("curved", {"curve_path": [0.0, 0.05, 0.0, 0.02, 9.0]}, HOLDS),
+    ("curved", {"curve_path": [0.0, 0.06, 0.0, 0.02, 9.0]}, MIXED),
+    ("curved", {"curve_path": [0.0, 0.05, 0.03, 0.0, 9.0]}, MIXED),
+    ("curved", {"curve_path": [0.06, 0.0, 0.03, 0.0, 9.0]}, FAILS),
+    ("flat", six([1, 2, 3, 1, 2, 3], [0.98, 0.97, 0.97, 0.98, 0.97, 0.97], 0.9), HOLDS),
+    ("flat", six([1, 2, 3, 1, 2, 3], [0.98, 0.97, 0.97, 0.98, 0.97, 0.97], 0.7), MIXED),
+    ("flat", six([1, 2, 3, 1, 2, 3], [0.98, 0.97, 0.97, 0.98, 0.97, 0.979], 0.9), MIXED),
+    ("flat", six([1, 2, 3, 3, 2, 1], [0.98, 0.97, 0.97, 0.98, 0.97, 0.97], 0.9), MIXED),
+    ("flat", six([3, 2, 1, 1, 2, 3], [0.98, 0.97, 0.97, 0.98, 0.97, 0.97], 0.2), FAILS),
 ]
 
 

@@ -78,3 +78,39 @@ def test_only_finished_stages_are_measured():
         "convex_share",
         "valley_radius",
     }
+
+
+def test_rank_correlations_are_with_test_error_and_test_loss():
+    solutions = xr.Dataset(
+        {
+            "test_accuracy": ("solution", [0.99, 0.98, 0.97, 0.96]),
+            "test_loss": ("solution", [0.4, 0.3, 0.2, 0.1]),
+        },
+        attrs={"test_samples": 100},
+    )
+    flatness = xr.Dataset(
+        {
+            "lambda_max": ("solution", [1.0, 2.0, 30.0, 4000.0]),
+            "lambda_max_residual": ("solution", [1.0, 0.0, 0.0, 1.0]),
+            "trace": ("solution", [5.0, 5.0, 5.0, 5.0]),
+        }
+    )
+    found = measures.measure({"solutions": solutions, "flatness": flatness})
+    assert found["rank_lambda_max"] == [1, -1]
+    assert np.isnan(found["rank_trace"]).all()
+    assert "rank_lambda_max_residual" not in found
+    assert found["solution_lambda_max_residual"] == [1, 0, 0, 1]
+    assert found["test_error_stderr"] == pytest.approx([(0.96 * 0.04 / 100) ** 0.5])
+
+
+def test_the_paths_are_read_by_name():
+    names = ("barrier", "test_barrier", "accuracy_drop", "test_accuracy_drop", "length")
+    table = xr.Dataset(
+        {name: ("path", [10.0 + k, 20.0 + k]) for k, name in enumerate(names)},
+        attrs={"paths": ["straight", "curve"]},
+    )
+    found = measures.measure({"connections": table})
+    assert found == {
+        "straight_path": [10, 11, 12, 13, 14],
+        "curve_path": [20, 21, 22, 23, 24],
+    }

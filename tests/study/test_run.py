@@ -10,8 +10,8 @@ import xarray as xr
 import pylandscape as pl
 from pylandscape.study import StudyError, run_study
 from pylandscape.study import run as runner
-from pylandscape.study.analyses import STAGES
 from pylandscape.study.config import quick_config
+from pylandscape.study.stages import STAGES
 
 CONFIG = replace(
     quick_config(seed=3),
@@ -23,6 +23,12 @@ CONFIG = replace(
     slice_resolution=5,
     interpolation_resolution=5,
     eigenvalue_tolerance=0.05,
+    solution_epochs=1,
+    solution_batches=(20, 40, 100),
+    sharpness=("adaptive_l2", "sam"),
+    flatness_samples=30,
+    trace_error=0.9,
+    curve_steps=3,
 )
 
 

@@ -7,12 +7,12 @@ import torch
 import xarray as xr
 
 import pylandscape as pl
-from pylandscape.study.config import quick_config
+from pylandscape.study.config import Recipe
 from pylandscape.study.data import load_mnist
 from pylandscape.study.model import SmallCNN
 from pylandscape.study.training import train
 
-CONFIG = replace(quick_config(), epochs=2, batch_size=32, learning_rate=0.05)
+RECIPE = Recipe(1, batch_size=32, epochs=2, learning_rate=0.05, momentum=0.9, snapshots_per_epoch=4)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def test_same_seed_same_run_whatever_else_draws_numbers(digits, tmp_path):
     for name in ("first", "second"):
         torch.rand(len(name))  # shifts the global generator
         model = SmallCNN(seed=1)
-        runs.append(train(model, digits, CONFIG, 1, tmp_path / name, progress=False))
+        runs.append(train(model, digits, RECIPE, tmp_path / name, progress=False))
         models.append(model.state_dict())
     xr.testing.assert_identical(*runs)
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
@@ -45,7 +45,7 @@ def test_same_seed_same_run_whatever_else_draws_numbers(digits, tmp_path):
 
 def test_the_run_is_recorded(digits, tmp_path):
     model = SmallCNN(seed=2)
-    result = train(model, digits, CONFIG, 2, tmp_path, progress=False)
+    result = train(model, digits, replace(RECIPE, seed=2), tmp_path, progress=False)
     steps_per_epoch = 10  # 300 digits in batches of 32
     assert result.sizes == {"step": 2 * steps_per_epoch, "epoch": 3}
     assert result["train_loss"][-1] < 0.95 * result["train_loss"][0]
@@ -59,3 +59,21 @@ def test_the_run_is_recorded(digits, tmp_path):
         SmallCNN(seed=2)(digits.train[0][order]), digits.train[1][order]
     )
     assert result["loss"][0].item() == pytest.approx(first.item(), rel=1e-5)
+
+
+def test_training_ends_with_the_epoch_that_reaches_the_loss(digits, tmp_path):
+    recipe = replace(RECIPE, epochs=9, until_loss=1.5, snapshots_per_epoch=None)
+    result = train(SmallCNN(seed=1), digits, recipe, tmp_path, progress=False)
+    losses = result["train_loss"].values
+    assert losses[-1] <= 1.5 < losses[-2]
+    assert 2 < len(losses) < 10
+    assert pl.Trajectory(tmp_path).steps == [0, 10 * (len(losses) - 1)]
+
+
+def test_weight_decay_shrinks_the_weights(digits, tmp_path):
+    norms = []
+    for decay in (0.0, 0.1):
+        model = SmallCNN(seed=1)
+        train(model, digits, replace(RECIPE, weight_decay=decay), tmp_path, progress=False)
+        norms.append(model.linear1.weight.norm().item())
+    assert norms[1] < 0.9 * norms[0]
