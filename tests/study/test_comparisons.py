@@ -19,7 +19,7 @@ def test_rescaling_keeps_function_and_picture_and_changes_the_curvature():
     for network in networks:
         objective = pl.Objective(network, torch.nn.CrossEntropyLoss(), data)
         direction = pl.random_directions(objective, 1, seed=1)
-        lines.append(pl.line(objective, direction, resolution=3).loss.values)
+        lines.append(pl.line(objective, direction, extent=4.0, resolution=3).loss.values)
         gradients.append(objective.space.unflatten(objective.gradient()))
     # float32 directions: filters of both networks to their rounding
     assert lines[0] == pytest.approx(lines[1], rel=1e-5)
