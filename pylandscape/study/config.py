@@ -54,7 +54,7 @@ class StudyConfig:
     # A Lanczos run starts almost inside the null space of H, where a small residual comes early: at
     # 1e-3 it can stop before a negative eigenvalue has shown itself.
     eigenvalue_tolerance: float = 3e-4
-    spectrum_samples: int = 1_000  # random training digits behind spectra of solution a
+    spectrum_samples: int = 500  # random training digits behind spectra of solution a
     spectrum_pairs: int = 3  # eigenvalues at each end
     spectrum_probes: int = 3
     spectrum_steps: int = 30
