@@ -175,8 +175,10 @@ class Objective:
                     f"{obstacle}."
                 ) from None
 
-    def replace(self, *, data: Any = None, batchnorm: str | None = None) -> "Objective":
-        """The same model and loss on other data or with another BatchNorm policy.
+    def replace(
+        self, *, data: Any = None, batchnorm: str | None = None, engine: str | None = None
+    ) -> "Objective":
+        """The same model and loss on other data, with another BatchNorm policy or engine.
 
         What is not given stays as it is; the data are shared, not copied.
 
@@ -188,7 +190,7 @@ class Objective:
             >>> part.samples, part.space == objective.space
             (3, True)
         """
-        engine = self.choice
+        engine = engine or self.choice
         if engine == "native" and batchnorm not in (None, self.batchnorm):
             engine = "auto"  # the native engine has no statistics of batches
         other = Objective(

@@ -12,7 +12,7 @@ from pylandscape.connectivity._models import Model, require_test, vector_of
 from pylandscape.connectivity.alignment import Method, align
 from pylandscape.connectivity.curve_training import connect
 from pylandscape.connectivity.interpolation import interpolate
-from pylandscape.objective import Objective
+from pylandscape.objective import Interrupted, Objective
 
 Path = Literal["straight", "aligned", "curve"]
 
@@ -59,7 +59,7 @@ def barriers(
 
     Raises:
         ValueError: fewer than two models, an unknown path, or as the three functions.
-        Interrupted: on Ctrl-C.
+        Interrupted: on Ctrl-C, with the table of the pairs that are done as `result`, if any.
 
     Example:
         >>> import torch, pylandscape as pl
@@ -95,15 +95,30 @@ def barriers(
         return line.assign_attrs(length=line.attrs["distance"])
 
     pairs = list(combinations(range(len(models)), 2))
-    rows = []
-    for a, b in pairs:
-        found = [_row(along(path, models[a], models[b])) for path in paths]
-        rows.append(xr.concat(found, "path", combine_attrs="drop_conflicts"))
+    rows: list[xr.Dataset] = []
+    about: dict[str, Any] = {"kind": "barriers", "directions": "paths between models"}
+    about |= {"seed": seed, "method": method}
+    try:
+        for a, b in pairs:
+            found = [_row(along(path, models[a], models[b])) for path in paths]
+            rows.append(xr.concat(found, "path", combine_attrs="drop_conflicts"))
+    except Interrupted as stop:
+        stop.result = _table(rows, pairs, paths, about) if rows else None
+        raise
+    return _table(rows, pairs, paths, about)
+
+
+def _table(
+    rows: list[xr.Dataset],
+    pairs: list[tuple[int, int]],
+    paths: Sequence[Path],
+    attrs: dict[str, Any],
+) -> xr.Dataset:
     table = xr.concat(rows, "pair", combine_attrs="drop_conflicts")
-    first, second = np.array(pairs).T
+    first, second = np.array(pairs[: len(rows)]).T
     return table.assign_coords(
         path=list(paths), model_a=("pair", first), model_b=("pair", second)
-    ).assign_attrs(kind="barriers", directions="paths between models", seed=seed, method=method)
+    ).assign_attrs(attrs)
 
 
 def _row(line: xr.Dataset) -> xr.Dataset:

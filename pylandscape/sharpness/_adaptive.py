@@ -116,7 +116,9 @@ def adaptive(
     )
     groups = [objective]
     if m is not None and m < objective.samples:
-        groups = [objective.replace(data=batch) for batch in objective.data.batches(m)]
+        # PyTorch: a native engine for each would take longer to make than to run
+        parts = objective.data.batches(m)
+        groups = [objective.replace(data=part, engine="torch") for part in parts]
     generator = torch.Generator().manual_seed(seed)
     search = _Search(center, norm, float(rho), steps)
     found, losses, evaluations = [], [], 0

@@ -1,5 +1,7 @@
 """The table of barriers against the functions that it calls."""
 
+import signal
+
 import pytest
 import torch
 from models import normal
@@ -43,6 +45,35 @@ def test_its_rows_are_those_of_the_three_functions():
         assert float(row["length"]) == length
     assert table[["barrier", "length"]].to_dataframe().shape[0] == 9
     assert table.attrs["batchnorm"] == "recompute"
+
+
+class Pressed(nn.Module):
+    """Somebody presses Ctrl-C during the n-th call."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.n = [], 1 << 30
+
+    def forward(self, x):
+        self.calls.append(1)
+        if len(self.calls) == self.n:
+            signal.raise_signal(signal.SIGINT)
+        return x
+
+
+def test_an_interrupted_table_keeps_the_pairs_that_are_done():
+    pressed = Pressed()
+    train = pl.Objective(
+        nn.Sequential(*net(0), pressed), nn.CrossEntropyLoss(), objective().data.first(24)
+    )
+    models, arguments = [net(1), net(2), net(3)], {"paths": ["straight"], "resolution": 4}
+    pressed.calls.clear()
+    expected = pl.barriers(train, models[:2], **arguments)
+    pressed.n, calls = 2 * len(pressed.calls), pressed.calls
+    calls.clear()
+    with pytest.raises(pl.Interrupted) as caught:
+        pl.barriers(train, models, **arguments)
+    assert caught.value.result.identical(expected)
 
 
 def test_bad_requests():

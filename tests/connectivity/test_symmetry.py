@@ -184,7 +184,7 @@ def test_units_of_frozen_parameters_stay():
     assert [group.name for group in pl.permutation_groups(objective)] == ["0"]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(architectures())
 def test_random_nets_keep_their_function(drawn):
     model, shape = drawn
