@@ -1,7 +1,7 @@
 """The geometry of a neural network's loss: slices, curvature, trajectories, connectivity."""
 
 from pylandscape import _ops as _ops
-from pylandscape import sharpness
+from pylandscape import plots, sharpness
 from pylandscape._version import __version__
 from pylandscape.connectivity import (
     Curve,
@@ -86,6 +86,8 @@ __all__ = [
     "interpolate",
     "match_units",
     "permutation_groups",
+    # figures
+    "plots",
     # the package
     "__version__",
 ]

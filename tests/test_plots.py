@@ -2,6 +2,8 @@
 
 import gc
 import io
+import subprocess
+import sys
 import weakref
 from itertools import combinations, pairwise
 from types import SimpleNamespace
@@ -328,6 +330,12 @@ def test_save_writes_both_files(tmp_path):
     assert image.shape[1] == round(3.35 * 200)
     assert pdf.read_bytes().startswith(b"%PDF")
     assert b"CreationDate" not in pdf.read_bytes()
+
+
+def test_they_come_with_the_package():
+    code = "import pylandscape as pl; print(pl.plots.contour.__name__)"
+    outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert outcome.stdout.strip() == "contour", outcome.stderr
 
 
 def test_notebooks_get_an_image():
