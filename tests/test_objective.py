@@ -15,6 +15,7 @@ from models import (
     Shift,
     classifier,
     convnet,
+    flat_gradient,
     initialised,
     labels,
     mlp,
@@ -336,6 +337,67 @@ def test_an_interrupted_evaluation_keeps_what_was_done() -> None:
     for name, values in caught.value.values.items():
         assert torch.equal(values[:2], complete[name][:2])
         assert values[2:].isnan().all()
+
+
+# -- other data, other policies, training --------------------------------------------------------
+
+
+def test_replace_keeps_what_is_not_given() -> None:
+    metrics = {"first": lambda outputs, targets: outputs[:, 0]}
+    data = normal(20, 1, 6, 6), labels(20, 3)
+    objective = pl.Objective(
+        convnet(norm=True), nn.CrossEntropyLoss(), data, samples=12, seed=3, metrics=metrics
+    )
+    other = objective.replace(batchnorm="recompute")
+    expected = pl.Objective(
+        objective.model, nn.CrossEntropyLoss(), data, samples=12, seed=3, metrics=metrics,
+        batchnorm="recompute",
+    )  # fmt: skip
+    points = objective.center[None]
+    for name, values in expected.evaluate(points).items():
+        assert torch.equal(other.evaluate(points)[name], values), name
+    assert other.describe() == expected.describe()
+    assert objective.batchnorm == "frozen"
+    few = data[0][:5], data[1][:5]
+    part = objective.replace(data=few)
+    assert part.loss() == pl.Objective(objective.model, nn.CrossEntropyLoss(), few).loss()
+    assert (part.samples, part.describe()["population"]) == (5, 5)
+    assert objective.samples == 12
+
+
+def test_replace_chooses_the_engine() -> None:
+    objective = pl.Objective(mlp().float(), nn.CrossEntropyLoss(), (X.float(), Y), engine="native")
+    assert objective.replace(data=(X[:6].float(), Y[:6])).engine == "native"
+    assert objective.replace(engine="torch").engine == "torch"
+    assert objective.replace(batchnorm="batch").engine == "torch"
+
+
+def test_a_step_of_training_weights_its_batch_as_the_loss_does() -> None:
+    objective = classifier(loss=nn.CrossEntropyLoss(weight=WEIGHTS))
+    with objective.training() as step:
+        loss, gradient = step(objective.center, (X[:5], Y[:5]))
+    expected = F.cross_entropy(objective.model(X[:5]), Y[:5], WEIGHTS)
+    torch.testing.assert_close(loss, expected.detach())
+    torch.testing.assert_close(gradient, flat_gradient(objective, expected, objective.model))
+
+
+def test_training_leaves_the_model_as_it_was_after_an_error_too() -> None:
+    model = convnet(norm=True).eval()
+    model[0].train()
+    objective = pl.Objective(model, nn.CrossEntropyLoss(), (normal(8, 1, 6, 6), labels(8, 3)))
+    before = copy.deepcopy(model.state_dict())
+
+    def train() -> None:
+        with objective.training() as step:
+            step(objective.center, objective.data.first(8))
+            assert all(module.training for module in model.modules())
+            step(objective.center, (normal(8, 2, 6, 6), labels(8, 3)))
+
+    with pytest.raises(RuntimeError):
+        train()
+    assert [module.training for module in model.modules()][:3] == [False, True, False]
+    assert all(torch.equal(before[name], x) for name, x in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
 
 
 def test_no_point_stays_in_memory() -> None:

@@ -99,6 +99,11 @@ def connect(
         "connect: loader must be given where the objective's samples do not fit into memory, got "
         "none. A DataLoader that shuffles is right here.",
     )
+    require(
+        loader is not None or not objective.has_batchnorm or min(batch_size, objective.samples) > 1,
+        "connect: batch_size must be 2 or more for a model with BatchNorm, which normalises by the "
+        f"statistics of the batch, got {batch_size} of {objective.samples} samples.",
+    )
     models = {"model_a": model_a, "model_b": model_b}
     ends = [vector_of(objective, model, "connect", name) for name, model in models.items()]
     settings = {

@@ -354,6 +354,9 @@ def test_bad_requests():
             pl.connect(objective, a, b, **{name: -0.1})
     with pytest.raises(ValueError, match="momentum must be below 1"):
         pl.connect(objective, a, b, momentum=1)
+    normed = [net(seed, norm=True) for seed in (0, 1, 2)]
+    with pytest.raises(ValueError, match="batch_size must be 2 or more for a model with BatchN"):
+        pl.connect(classifier(normed[0]), *normed[1:], batch_size=1)
     with pytest.raises(ValueError, match="model_b must have the architecture"):
         pl.connect(objective, a, nn.Linear(2, 1))
     with pytest.raises(ValueError, match=r"stay finite, got (inf|nan) at step \d+"):
