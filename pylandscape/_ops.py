@@ -437,7 +437,8 @@ def lanczos_step(
     with torch.no_grad():
         step = torch.ops.pylandscape.lanczos_step if has_kernels(product) else _lanczos_step
         coefficients, beta, breakdown = step(basis, product, row, float(scale), float(tolerance))
-    return LanczosStep(coefficients.cpu(), float(beta), bool(breakdown))
+    found = torch.cat((coefficients, beta[None], breakdown[None].double())).cpu()  # in one transfer
+    return LanczosStep(found[:-2], float(found[-2]), bool(found[-1]))
 
 
 def _lanczos_step(

@@ -55,6 +55,16 @@ struct Factor<Math::bf16> {
   __device__ static __nv_bfloat16 of(float x) { return __float2bfloat16(x); }
 };
 
+// A row of a product as a sample and a row of it, by a division in 32 bits: a launch has fewer
+// rows.
+struct SampleRow {
+  unsigned sample, row;
+
+  __device__ SampleRow(const Product& layer, Int all)
+      : sample(static_cast<unsigned>(all) / static_cast<unsigned>(layer.rows)),
+        row(static_cast<unsigned>(all) % static_cast<unsigned>(layer.rows)) {}
+};
+
 // The image of one sample and where a row's window lies in it.
 struct Window {
   Global<const float> image;
@@ -67,8 +77,8 @@ struct Window {
   __device__ Window(const ProductWork& work, Int point, Int group, Int row) {
     const Product& layer = work.layer;
     exists = row < work.samples * layer.rows;
-    const Int sample = row / layer.rows;
-    const int local = static_cast<int>(row % layer.rows);
+    const auto [sample, in_sample] = SampleRow(layer, row);
+    const int local = static_cast<int>(in_sample);
     const int out_w = static_cast<int>(layer.out_w);
     int oy = local / out_w, ox = local % out_w;
     if (layer.pool != FusedPool::none) {
@@ -82,9 +92,9 @@ struct Window {
         work.in.at(point, sample) +
         (group * (layer.in_channels / layer.groups) * layer.in_h * layer.in_w + y * layer.in_w + x);
   }
-  __device__ float operator()(const ProductWork& work, Int k) const {
+  __device__ float operator()(const ProductWork& work, int k) const {
     if (!exists || k >= work.layer.depth) return 0.0f;
-    const Global<const std::int32_t> tap = work.indices + (work.layer.taps + 3 * k);
+    const Global<const std::int32_t> tap = work.indices + (work.layer.taps + 3 * Int{k});
     const int at_y = y + tap[1], at_x = x + tap[2];
     const bool inside = at_y >= 0 && at_y < work.layer.in_h && at_x >= 0 && at_x < work.layer.in_w;
     return inside ? image[tap[0]] : 0.0f;
@@ -113,11 +123,11 @@ struct Loader {
   __device__ static int right_depth() { return threadIdx.x % kTileDepth; }
 
   __device__ void load(const ProductWork& work, const Window& window, Int point, Int group,
-                       Int first_row, Int first_output, Int first_depth) {
+                       Int first_row, Int first_output, int first_depth) {
     const Product& layer = work.layer;
 #pragma unroll
     for (int i = 0; i < kLeft; ++i) {
-      const Int k = first_depth + left_depth(i);
+      const int k = first_depth + left_depth(i);
       if constexpr (kImage) {
         left[i] = window(work, k);
       } else {
@@ -128,7 +138,8 @@ struct Loader {
     }
 #pragma unroll
     for (int i = 0; i < kRight; ++i) {
-      const Int output = first_output + right_output(i), k = first_depth + right_depth();
+      const Int output = first_output + right_output(i);
+      const int k = first_depth + right_depth();
       const bool exists = output < layer.outputs && k < layer.depth;
       const Int at = layer.weights + (group * layer.outputs + output) * layer.depth + k;
       right[i] = exists ? work.parameters.at(point, at) : 0.0f;
@@ -168,8 +179,8 @@ __device__ inline void finish_share(const ProductWork& work, const Share<kTileOu
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
     if (row + i >= work.samples * layer.rows) break;
-    const Int sample = (row + i) / layer.rows, local = (row + i) % layer.rows;
-    const Int pixel = layer.pool == FusedPool::none ? local : local / 4;
+    const auto [sample, local] = SampleRow(layer, row + i);
+    const unsigned pixel = layer.pool == FusedPool::none ? local : local / 4;
 #pragma unroll
     for (int j = 0; j < kOutputs; ++j) {
       if (output + j >= layer.outputs) continue;
@@ -236,7 +247,7 @@ __global__ void __launch_bounds__(kProductThreads, 2) product_kernel(ProductWork
 
   Load next;
   next.load(work, window, point, group, first_row, first_output, 0);
-  for (Int depth = 0; depth < work.layer.depth; depth += kTileDepth) {
+  for (int depth = 0; depth < work.layer.depth; depth += kTileDepth) {
 #pragma unroll
     for (int i = 0; i < Load::kLeft; ++i) {
       left[Load::left_depth(i) * kLeftPitch + Load::left_row(i)] = Factor<kMath>::of(next.left[i]);
@@ -251,7 +262,7 @@ __global__ void __launch_bounds__(kProductThreads, 2) product_kernel(ProductWork
       next.load(work, window, point, group, first_row, first_output, depth + kTileDepth);
     }
     if constexpr (kMath == Math::fp32) {
-#pragma unroll
+#pragma unroll 8  // whole, it needs a register more than there are
       for (int k = 0; k < kTileDepth; ++k) {
         float a[Mine::kRows], b[Mine::kOutputs];
 #pragma unroll

@@ -320,6 +320,12 @@ def test_an_operator_without_a_kernel_is_named() -> None:
         on_host(model, nn.CrossEntropyLoss(), (normal(4, 1, 5, 5), labels(4, 3)))
 
 
+def test_tf32_needs_a_gpu() -> None:
+    data = classifier(mlp(), 4, 4)
+    with pytest.raises(ValueError, match="'tf32' needs a GPU"):
+        pl.Objective(mlp().float(), nn.CrossEntropyLoss(), data, engine="native", precision="tf32")
+
+
 def test_without_the_operators_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_ops, "_C_cuda", None)
     objective = pl.Objective(mlp(), nn.CrossEntropyLoss(), classifier(mlp(), 4, 4), engine="torch")
