@@ -34,6 +34,7 @@ from pylandscape.objective import Objective
 
 Integers = NDArray[np.int64]
 Rows = tuple[int, int]  # a range of dimension 0
+Token = tuple[int, int, int]  # where a unit occurs: axis, key, n-th index of that key
 
 NONE = -1  # no unit: the input, constants, units that are mixed
 ZERO = 0  # the place of padding
@@ -333,18 +334,16 @@ class _Tracer:
         held = [columns.unit for (name, _, _), columns in self.axes.items() if name in frozen]
         stuck = np.concatenate([*self.fixed, *held])
         fixed = set(class_of[stuck[stuck != NONE]].tolist()) | self._entangled(class_of)
-        # class -> (axis, key, n-th index of that key) -> index
-        found: dict[int, dict[tuple[int, int, int], int]] = defaultdict(dict)
+        found: dict[int, dict[Token, int]] = defaultdict(dict)  # class -> token -> index
         for number, columns in enumerate(self.axes.values()):
             seen: dict[tuple[int, int], int] = defaultdict(int)
-            for index, (unit, key) in enumerate(
-                zip(columns.unit.tolist(), columns.key.tolist(), strict=True)
-            ):
+            labels = zip(columns.unit.tolist(), columns.key.tolist(), strict=True)
+            for index, (unit, key) in enumerate(labels):
                 if unit != NONE:
                     own = int(class_of[unit])
                     found[own][number, key, seen[own, key]] = index
                     seen[own, key] += 1
-        alike: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+        alike: dict[tuple[Token, ...], list[int]] = defaultdict(list)
         for own, places in found.items():
             if own not in fixed:
                 alike[tuple(sorted(places))].append(own)
@@ -363,11 +362,11 @@ class _Tracer:
 
     def _group(
         self,
-        signature: tuple[Any, ...],
-        units: list[dict[tuple[int, int, int], int]],
+        signature: tuple[Token, ...],
+        units: list[dict[Token, int]],
         names: dict[str, int],
     ) -> Group:
-        slots: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
+        slots: dict[int, list[Token]] = defaultdict(list)
         for token in signature:
             slots[token[0]].append(token)
         axes = []
