@@ -91,8 +91,10 @@ def eigenpairs(
         memory: the most bytes that the basis may take.
         seed: of the random start vectors.
         copies: look for missed pairs, some ten products more. Without it, copies of multiple
-            eigenvalues are missing, and about one run in a thousand ends at another eigenvalue than
-            the wanted one, because its start vector had by chance next to nothing of the right one.
+            eigenvalues are missing, and some runs end at another eigenvalue than the wanted one,
+            with a small residual, because the start vector had next to nothing of the right one:
+            with k = 1 and tol = 1e-3, one in 1,500 where the first two eigenvalues are 20 % apart
+            and 25 in 1,500 where they are 2 % apart, against none in 300 with the search.
         checkpoint: a file to keep the state of the run in. Where it exists, the run goes on from
             there, with the result that it would have had without the break, bit for bit; it must
             be of the same matrix and arguments (but `max_products`, which may be raised). It is
