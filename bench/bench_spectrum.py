@@ -169,7 +169,7 @@ def test_spectrum(compare: Callable[..., dict[str, float]]) -> None:
     data = mnist(SAMPLES)
     model = trained(small(), *mnist(4096), steps=200)
     exact = pl.Objective(model, LOSS, data, engine="torch", dtype=torch.float64, batch_size=256)
-    expected = float(pl.eigenpairs(pl.Hessian(exact), k=1, tol=1e-5).values[0])
+    expected = float(pl.eigenpairs(pl.Hessian(exact), k=1, tol=1e-4).values[0])
     objective = pl.Objective(model, LOSS, data)
 
     def ours(copies: bool) -> pl.Eigenpairs:
