@@ -51,7 +51,7 @@ def test_plane(compare: Callable[..., dict[str, float]], case: str) -> None:
     error = deviation(native()[:FEW], expected)
     assert error < TOLERANCE
     best, peers = fastest(model, data, points[:FEW], expected), peers_loop(model, *data)
-    flops = goal.program.flops * samples * len(points)
+    flops = goal.native_engine.program.flops * samples * len(points)
 
     def figures(seconds: dict[str, float]) -> dict[str, float]:
         ours, theirs = seconds["native"], seconds[f"torch, {best.name}"]

@@ -94,7 +94,6 @@ struct Convolution : Step {
   Int groups, group_in, group_out;
   Int by_row;  // 1: a segment is a kernel row of all stored channels; 0: one kernel position
   FusedPool pool;
-  Int scratch;  // arena offset of two rows, where there is a pooling
 };
 
 // 3x3, stride 1, in the Winograd domain. Weights [frequency][panel][k][panel width].

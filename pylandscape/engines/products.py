@@ -75,22 +75,20 @@ def _direct(
         groups * round_up(out_channels // groups, lanes) * depth,
         lambda state: packing.direct_filters(state[weight], groups, pitch, by_row, lanes),
     )
-    # Pooled from two rows at a time, after the rest of the epilogue.
+    # Pooled in registers, after the rest of the epilogue.
     poolable = groups == 1 and epilogue.residual == NONE
     value, pool = low.fuse_pool(value, (FusedPool.MAX, FusedPool.AVERAGE) if poolable else ())
     out = low.add_slot(value, "first")
     if groups > 1 and (out_channels // groups) % lanes:
         low.slots[out].dedicated = True
-    two_rows = 2 * 2 * low.slots[out].width * 2 * lanes if pool else 0
     low.draft(
         reads,
         out,
         lambda: records.Convolution(
             source, out, weights, epilogue, kh, kw, sh, sw, top, left, dh, dw,
-            groups, group_in, out_channels // groups, by_row, pool, low.scratch_offset,
+            groups, group_in, out_channels // groups, by_row, pool,
         ),
         f"conv {kh}x{kw} direct" + (f" with {pool.name.lower()} pool 2x2" if pool else ""),
-        scratch=lambda: two_rows,
     )  # fmt: skip
 
 
@@ -237,8 +235,8 @@ def _winograd(
     )
     floats = frequencies * (pitch + result.pixel_pitch)  # per tile
     at_once = max(8, min(WINOGRAD_TILES, WINOGRAD_BYTES // (4 * floats)))
-    in_pitch = at_once * pitch + 16  # not whole pages apart
-    out_pitch = at_once * result.pixel_pitch + 16
+    in_pitch = frequencies * pitch + 16  # per tile; tiles must not be whole pages apart
+    out_pitch = frequencies * result.pixel_pitch + 16
     low.draft(
         reads,
         out,
@@ -247,7 +245,7 @@ def _winograd(
             low.scratch_offset, in_pitch, out_pitch, pool,
         ),
         f"conv 3x3 Winograd F({tile}x{tile})" + (" with max_pool 2x2" if pool else ""),
-        scratch=lambda: frequencies * (in_pitch + out_pitch) + lanes,
+        scratch=lambda: at_once * (in_pitch + out_pitch) + lanes,
     )  # fmt: skip
 
 

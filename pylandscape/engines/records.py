@@ -170,7 +170,6 @@ class Convolution(Step):
     group_out: int
     by_row: int
     pool: int
-    scratch: int
 
 
 @dataclass
