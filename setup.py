@@ -49,6 +49,12 @@ NVCC_ARGS = [
     "-Wno-deprecated-gpu-targets",
 ]
 
+# Such as address,undefined: instruments the operators for .ci/sanitize. Not for use.
+SANITIZE = os.environ.get("PYLANDSCAPE_SANITIZE", "")
+SANITIZE_ARGS = [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all"] if SANITIZE else []
+if SANITIZE:
+    COMPILE_ARGS += [*SANITIZE_ARGS, "-fno-omit-frame-pointer", "-g1", "-O1"]
+
 
 def extension(name: str, folders: list[str], **options: list[str]) -> Extension:
     """The extension module `name` from every C++ and CUDA file in `folders`."""
@@ -61,6 +67,7 @@ def extension(name: str, folders: list[str], **options: list[str]) -> Extension:
         include_dirs=[str(Path("csrc").resolve()), *options.pop("includes", [])],
         depends=sorted(map(str, headers)),
         extra_compile_args={"cxx": [*COMPILE_ARGS, *defines], "nvcc": NVCC_ARGS},
+        extra_link_args=SANITIZE_ARGS,
         py_limited_api=True,
         **options,
     )

@@ -23,4 +23,9 @@ STABLE_TORCH_LIBRARY(pylandscape, m) {
       "Tensor packed, Tensor coordinates, Tensor inputs, Tensor targets, Tensor plan, "
       "Tensor constants, Tensor indices, int first, int last, int points_at_once, "
       "int samples_at_once, int math) -> ()");
+  m.def(
+      "hessian_vector_product(Tensor(a!) products, Tensor(b!) sums, Tensor packed, Tensor inputs, "
+      "Tensor targets, Tensor point_plan, Tensor direction_plan, Tensor constants, "
+      "Tensor indices, Tensor(c!) kept, int kept_size, bool filled, int chunk, int first, "
+      "int last) -> ()");
 }

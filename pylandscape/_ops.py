@@ -49,6 +49,7 @@ __all__ = [
     "evaluate_points_on_device",
     "filter_norms",
     "has_kernels",
+    "hessian_vector_product",
     "isa",
     "isa_levels",
     "lanczos_step",
@@ -571,6 +572,65 @@ def _(
     points_at_once: int,
     samples_at_once: int,
     math: int,
+# hessian_vector_product -----------------------------------------------------------------------
+
+
+def hessian_vector_product(
+    products: Tensor,
+    sums: Tensor,
+    packed: Tensor,
+    inputs: Tensor,
+    targets: Tensor,
+    point_plan: Tensor,
+    direction_plan: Tensor,
+    constants: Tensor,
+    indices: Tensor,
+    kept: Tensor,
+    kept_size: int,
+    filled: bool,
+    chunk: int,
+    first: int,
+    last: int,
+) -> None:
+    """Adds to `products` the sums of derivatives of samples [first, last) along V directions.
+
+    The arguments come from `engines/derivatives.py`, which makes them fit.
+
+    Args:
+        products: float64 [max(V, 1), G], derivatives in the order of the kernels.
+        sums: float64 [7], the sums of the loss, as in `evaluate_points`; added to unless `filled`.
+        packed: float32 [1 + V, packed], the point and the directions in the kernels' order.
+        inputs, targets: as in `evaluate_points`.
+        point_plan, direction_plan, constants, indices: see `engines/tape.py`.
+        kept: float32 [blocks, kept_size], what is kept of the point for later calls, or empty.
+        kept_size: floats that are kept per block.
+        filled: `kept` holds the values of an earlier call at the same point.
+        chunk: blocks that are summed in float32.
+        first, last: the range of samples; `first` is a multiple of a chunk.
+    """
+    torch.ops.pylandscape.hessian_vector_product(
+        products, sums, packed, inputs, targets, point_plan, direction_plan, constants, indices,
+        kept, kept_size, filled, chunk, first, last,
+    )  # fmt: skip
+
+
+@torch.library.register_fake("pylandscape::hessian_vector_product")
+def _(
+    products: Tensor,
+    sums: Tensor,
+    packed: Tensor,
+    inputs: Tensor,
+    targets: Tensor,
+    point_plan: Tensor,
+    direction_plan: Tensor,
+    constants: Tensor,
+    indices: Tensor,
+    kept: Tensor,
+    kept_size: int,
+    filled: bool,
+    chunk: int,
+    first: int,
+    last: int,
 ) -> None:
     return None
 

@@ -15,12 +15,19 @@ using Int = std::int64_t;
 
 inline constexpr Int kNone = -1;
 
+// Room for one sub-block of a section, for the whole block, or, for the whole block, in the memory
+// that the derivatives of a block are made from.
+enum Room : Int { sub_block, whole_block, kept };
+
+// Offsets into the weights from here on are those of a direction instead of the point.
+inline constexpr Int kDirection = Int{1} << 40;
+
 // One activation for a block of samples. `offset` is that of pixel (0, 0) of the first sample; halo
 // pixels of zeros, where a consumer pads, lie before and behind.
 struct Value {
   Int offset, sample_pitch, row_pitch, pixel_pitch;
   Int channels, height, width;
-  Int per_block;  // 1: room for the whole block; 0: for one sub-block of its section
+  Int room;  // see Room
 };
 
 // Steps [first_step, last_step) run for `samples` samples at a time before the next section starts.
@@ -71,6 +78,15 @@ enum class StepKind : Int {
   narrow,
   tile_convolution,
   tile_linear,
+  slope,
+  combine,
+  max_pool_gradient,
+  average_pool_gradient,
+  adaptive_pool_gradient,
+  convolution_gradient,
+  linear_gradient,
+  channel_gradient,
+  loss_gradient,
 };
 
 struct Step {
@@ -128,6 +144,7 @@ struct Linear : Step {
   Int in, out, weights;
   Epilogue epilogue;
   Int segments, segment, segment_pitch, outputs, by_pixel;
+  Int accumulate;  // 1: added to what `out` holds
 };
 
 // The products of a Convolution (one group, whole kernel rows) and of a Linear (of samples) in
@@ -188,6 +205,74 @@ struct Loss : Step {
   Int in;
   LossKind loss;
   Int outputs, weights, smoothing, ignore_index, count_correct;
+};
+
+// The steps of derivatives. A value x of the point goes with its tangent x' along a direction, and
+// its cotangent, the derivative g of the loss, with the tangent g' of that.
+
+// out = f'(in) * source [+ f''(in) * tangent * cotangent], f an activation and `in` what it was
+// given; for relu what it returned does as well.
+struct Slope : Step {
+  Int in, source, tangent, cotangent, out;
+  Activation activation;
+  Int constants;
+};
+
+// out = left_scale[c] * left [+ right_scale[c] * right] [+ shift[c]]; scales that are none are 1.
+struct Combine : Step {
+  Int left, right, out, left_scale, right_scale, shift;
+};
+
+// spread = 0: out = the source at the place of each window's maximum of `in`; 1: the source of a
+// window goes there.
+struct MaxPoolGradient : Step {
+  Int in, source, out;
+  Int kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  Int spread;
+};
+
+// The source of a window goes to all of its pixels, in the shares of the mean.
+struct AveragePoolGradient : Step {
+  Int source, out;
+  Int kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w;
+  Int count_padding, divisor;
+};
+
+struct AdaptivePoolGradient : Step {
+  Int source, out;
+};
+
+// One or two products of inputs and cotangents of outputs, summed into the gradient at `offset`.
+struct Pairs {
+  Int left, right, second_left, second_right;  // the second two may be none
+};
+
+// dw[kernel position, channel in][channel out] += sum over pixels. Order of Convolution.weights.
+struct ConvolutionGradient : Step {
+  Pairs pairs;
+  Int offset;
+  Int kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+};
+
+// dw[input][output] += sum over samples. Order of Linear.weights.
+struct LinearGradient : Step {
+  Pairs pairs;
+  Int offset, depth;
+};
+
+// Per channel: sums over all pixels of left * right, or of left where right is none.
+struct ChannelGradient : Step {
+  Pairs pairs;
+  Int offset;
+};
+
+// What the loss hands back. Without a tangent: its gradient in the outputs. With one: its Hessian
+// in the outputs times the tangent, or for the Fisher matrix the gradient times its product with
+// the tangent, over the weight of the sample.
+struct LossGradient : Step {
+  Int in, tangent, out;
+  LossKind loss;
+  Int outputs, weights, smoothing, ignore_index, fisher;
 };
 
 // Once per point: scale = gamma * constants[inverse_std], shift = (bias - mean) * scale + beta, per

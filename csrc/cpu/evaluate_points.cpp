@@ -16,14 +16,13 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
-#include <memory>
 #include <vector>
 
 #include "common/check.h"
 #include "common/parallel.h"
 #include "common/plan.h"
 #include "cpu/layers/context.h"
+#include "cpu/layers/reading.h"
 
 #define PYLANDSCAPE_KERNELS "cpu/evaluate_points.inc"
 #include "common/for_each_isa.h"
@@ -35,47 +34,6 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr Int kLossSums = 7;
-
-struct Free {
-  void operator()(float* memory) const { std::free(memory); }
-};
-using Floats = std::unique_ptr<float, Free>;
-
-// Zeros on a cache line, with a vector's room behind the last.
-Floats zeros(Int count) {
-  constexpr Int kLine = 64;
-  const Int bytes = divide_up(count * 4 + kLine, kLine) * kLine;
-  Floats memory(static_cast<float*>(std::aligned_alloc(kLine, bytes)));
-  require(memory != nullptr, "evaluate_points: out of memory for ", bytes, " bytes");
-  std::fill_n(memory.get(), bytes / 4, 0.0f);
-  return memory;
-}
-
-PlanView read_plan(const Int* numbers, Int count, std::vector<const Step*>& steps) {
-  PlanView plan{};
-  const Int* next = numbers;
-  const auto take = [&](auto*& records, Int how_many) {
-    using Record = std::remove_reference_t<decltype(*records)>;
-    records = reinterpret_cast<Record*>(next);
-    next += how_many * static_cast<Int>(sizeof(Record) / sizeof(Int));
-    require(next <= numbers + count, "evaluate_points: plan must be whole, got ", count,
-            " numbers");
-  };
-  take(plan.head, 1);
-  take(plan.values, plan.head->values);
-  take(plan.sections, plan.head->sections);
-  take(plan.folds, plan.head->folds);
-  take(plan.roundings, plan.head->roundings);
-  for (Int s = 0; s < plan.head->steps; ++s) {
-    const Step* step = nullptr;
-    take(step, 1);
-    steps.push_back(step);
-    next += step->length - 2;
-  }
-  require(next == numbers + count, "evaluate_points: plan must end with its last step");
-  plan.steps = steps.data();
-  return plan;
-}
 
 // One piece of work for a thread: a point with a range of blocks, or a block with all points.
 struct Task {
@@ -100,17 +58,12 @@ std::vector<Task> make_tasks(bool by_block, Int points, Int blocks, Int threads)
   return tasks;
 }
 
-int lanes_in_use() { return isa() == Isa::avx512 ? 16 : isa() == Isa::avx2 ? 8 : 4; }
-
 // Adds to sums [K, 7] those of samples [first, last): a, a^2, a b, b, b^2, correct, counted.
 void evaluate_points_cpu(const Tensor& sums, const Tensor& packed, const Tensor& coordinates,
                          const Tensor& inputs, const Tensor& targets, const Tensor& plan_numbers,
                          const Tensor& constants, const Tensor& indices, Int first, Int last) {
   std::vector<const Step*> steps;
   const PlanView plan = read_plan(plan_numbers.const_data_ptr<Int>(), plan_numbers.numel(), steps);
-  require(plan.head->lanes == lanes_in_use(), "evaluate_points: plan must be made for ",
-          lanes_in_use(), " lanes, got ", plan.head->lanes,
-          ". The instruction set was changed after planning");
   const Int directions = packed.size(0) - 1;
   require(packed.size(1) == plan.head->packed && coordinates.size(1) == directions,
           "evaluate_points: packed must have shape [", 1 + coordinates.size(1), ", ",

@@ -138,6 +138,21 @@ class EagerEngine:
         with module.training(), torch.enable_grad():
             yield step
 
+    def derivatives_of(self, batch: Any, vector: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradient of the sum of a batch's loss terms and its Hessian times `direction` [P]."""
+        gradient, product = (torch.zeros_like(vector, dtype=torch.float64) for _ in range(2))
+        with self._differentiating(), _DifferentiableWeightNorm():
+            state = self.module.state(vector.detach())
+            leaves = {e.name: state[e.name].detach().requires_grad_() for e in self.space.entries}
+            tangents = self.module.layout(self.space.unflatten(direction.detach()))
+            with torch.enable_grad():
+                slopes = self.module.within(
+                    {**state, **leaves}, lambda: _slopes(self._sum_of(batch), leaves)
+                )
+            self._add(gradient, slopes)
+            self._add(product, self._product(state, tangents, batch))
+        return gradient, product
+
     @functools.cached_property
     def total_weight(self) -> float:
         """The sum of the loss's weights over all samples: N where the loss has none."""

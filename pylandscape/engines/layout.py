@@ -1,12 +1,13 @@
 """Where activations lie in a thread's arena: channels-last, with halos of zeros, memory reused."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from pylandscape.engines.program import NotCovered
-from pylandscape.engines.records import Value
+from pylandscape.engines.records import Room, Value
 
 # A pitch of whole pages makes rows that are used together compete for the same cache sets.
 _PAGE_FLOATS = 1024
@@ -35,7 +36,7 @@ class Slot:
     right: int = 0
     first_step: int = -1
     last_step: int = -1
-    per_block: bool = False
+    room: Room = Room.SUB_BLOCK
     offset: int = -1
     lanes: int = field(default=1, repr=False)
 
@@ -71,7 +72,7 @@ class Slot:
     def geometry(self) -> tuple[int, ...]:
         """Slots of the same geometry may share memory: their halos are the same places."""
         return (
-            self.channels, self.height, self.width, self.dense, self.per_block,
+            self.channels, self.height, self.width, self.dense, self.room,
             self.top, self.bottom, self.left, self.right,
         )  # fmt: skip
 
@@ -84,7 +85,7 @@ class Slot:
             self.channels,
             self.height,
             self.width,
-            self.per_block,
+            self.room,
         )
 
 
@@ -103,14 +104,14 @@ def image_shape(shape: tuple[int, ...], order: str) -> tuple[int, int, int]:
     return channels, (rest[0] if len(rest) == 2 else 1), rest[-1]
 
 
-def assign_memory(slots: list[Slot], samples: dict[bool, int]) -> int:
-    """Gives every slot an offset in the arena and returns the floats used.
+def assign_memory(slots: list[Slot], samples: Mapping[Room, int], first: int = 0) -> int:
+    """Gives every slot an offset in the arena, from `first` on, and returns where the last ends.
 
     Args:
         slots: in the order in which they are written.
-        samples: room per slot: {True: samples per block, False: per sub-block}.
+        samples: for how many a slot has room.
     """
-    used = 0
+    used = first
     free: dict[tuple[int, ...], list[tuple[int, int]]] = {}  # geometry: (free from step, offset)
     for slot in sorted(slots, key=lambda s: s.first_step):
         key = slot.geometry()
@@ -122,7 +123,7 @@ def assign_memory(slots: list[Slot], samples: dict[bool, int]) -> int:
         else:
             slot.offset = used
             # behind the last row a vector load may reach one halo pixel further
-            used += round_up(slot.sample_pitch * samples[slot.per_block] + slot.lanes, 16)
+            used += round_up(slot.sample_pitch * samples[slot.room] + slot.lanes, 16)
         if not slot.dedicated:
             free.setdefault(key, []).append((slot.last_step, slot.offset))
     return used

@@ -57,6 +57,10 @@ class NativeEngine:
         self.plan: Any = self._make_plan(shapes, loss)
         self._seconds = self._verify()  # of one sample at one point, as last measured
 
+    @property
+    def samples(self) -> int:
+        return len(self._inputs)
+
     def __reduce__(self) -> Any:
         """Where it is unpickled it is made anew: the vectors of another machine may be others."""
         return type(self), (self.reference, self._precision)

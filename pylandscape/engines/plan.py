@@ -24,7 +24,7 @@ from pylandscape.engines import simple_layers as simple
 from pylandscape.engines.layout import Slot, assign_memory, round_up
 from pylandscape.engines.lowering import Draft, Folded, Lowering, State
 from pylandscape.engines.program import Node, NotCovered, Program
-from pylandscape.engines.records import NONE, Activation, Epilogue
+from pylandscape.engines.records import NONE, Activation, Epilogue, Room
 from pylandscape.engines.simple_layers import LossSpec
 
 # Samples per block. The weights of a Linear are read once per block, perhaps from a cache further
@@ -125,7 +125,7 @@ def _assemble(low: Lowering, samples: int) -> Plan:
     boundary = _boundary(low)
     block, sub_block = _choose_blocks(low, boundary, samples)
     low.block = block
-    room = {True: block, False: sub_block}
+    room = {Room.WHOLE_BLOCK: block, Room.SUB_BLOCK: sub_block}
     arena = assign_memory([s for s in low.slots if s.first_step >= 0], room)
     scratch = round_up(arena, 16)
     low.scratch_offset = scratch
@@ -216,10 +216,10 @@ def _choose_blocks(low: Lowering, boundary: int, samples: int) -> tuple[int, int
                 slot.first_step = position
             slot.last_step = position
     for slot in low.slots:
-        slot.per_block = slot.last_step >= boundary
-    budget = _cache_bytes() // 2 // 4
-    images = _peak(low, per_block=False)
-    vectors = _peak(low, per_block=True)
+        slot.room = Room.WHOLE_BLOCK if slot.last_step >= boundary else Room.SUB_BLOCK
+    budget = cache_bytes() // 2 // 4
+    images = _peak(low, Room.SUB_BLOCK)
+    vectors = _peak(low, Room.WHOLE_BLOCK)
     sub_block = max(1, min(MAX_SUB_BLOCK, budget // images)) if images else 1
     block = max(MIN_BLOCK, min(MAX_BLOCK, budget // max(1, vectors)))
     block = min(block, max(16, -(-samples // 8)))  # enough blocks for a few threads
@@ -227,9 +227,9 @@ def _choose_blocks(low: Lowering, boundary: int, samples: int) -> tuple[int, int
     return (round_up(block, sub_block) if boundary else block), sub_block
 
 
-def _peak(low: Lowering, per_block: bool) -> int:
+def _peak(low: Lowering, room: Room) -> int:
     """The most floats per sample that are in use at one step."""
-    slots = [s for s in low.slots if s.per_block == per_block and s.first_step >= 0]
+    slots = [s for s in low.slots if s.room == room and s.first_step >= 0]
     return max(
         (
             sum(s.sample_pitch for s in slots if s.first_step <= step <= s.last_step)
@@ -253,7 +253,7 @@ def _starts_linear(low: Lowering, steps: list[records.Step]) -> bool:
     )
 
 
-def _cache_bytes() -> int:
+def cache_bytes() -> int:
     """Of a core's second-level cache."""
     found = os.sysconf("SC_LEVEL2_CACHE_SIZE") if "SC_LEVEL2_CACHE_SIZE" in os.sysconf_names else 0
     return found if found > 0 else 1 << 20

@@ -1,5 +1,6 @@
 """Convolutions and linear layers: which kernel takes each, and how its weights are packed."""
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -38,7 +39,7 @@ def lower_conv(low: Lowering, node: Node) -> None:
         _narrow(low, node, source, value, epilogue, weight)
     elif _fits_tiles(low, node, source):
         _tile_convolution(low, node, source, value, epilogue, reads)
-    elif _winograd_tile(low, node, source, group_in):
+    elif _winograd_tile(low, node, source):
         _winograd(low, node, source, value, epilogue, reads)
     else:
         _direct(low, node, source, value, epilogue, reads)
@@ -192,30 +193,50 @@ def _depthwise(
     )  # fmt: skip
 
 
-def _winograd_tile(low: Lowering, node: Node, source: int, group_in: int) -> int:
-    """2 or 4 where the Winograd domain takes less work than direct sums, else 0."""
-    a = node.attrs
-    simple = a["kernel"] == (3, 3) and a["stride"] == (1, 1) and a["dilation"] == (1, 1)
-    if not (
-        low.precision == "fast" and simple and a["groups"] == 1 and group_in >= WINOGRAD_CHANNELS
-    ):
+def winograd_tile(channels: int, pitch: int, height: int, width: int) -> int:
+    """2 or 4 where a 3x3 convolution of stride 1 takes less work in the Winograd domain, else 0.
+
+    Args:
+        channels: of the input, which lie `pitch` apart.
+        height, width: of the output.
+    """
+    if channels < WINOGRAD_CHANNELS:
         return 0
-    _, height, width = image_shape(low.program.values[node.output].shape, "first")
 
     def cost(tile: int) -> float:
-        covered = round_up(height, tile) * round_up(width, tile)
-        return WINOGRAD_COST[tile] * covered * low.slots[source].pixel_pitch
+        return WINOGRAD_COST[tile] * round_up(height, tile) * round_up(width, tile) * pitch
 
     best = min(WINOGRAD_COST, key=cost)
-    return best if cost(best) < 9 * height * width * group_in else 0
+    return best if cost(best) < 9 * height * width * channels else 0
+
+
+def winograd_room(tile: int, in_pitch: int, out_pitch: int) -> tuple[int, int, int]:
+    """Floats of a transformed input tile and of a tile of products, and how many run at once."""
+    frequencies = (tile + 2) ** 2
+    at_once = WINOGRAD_BYTES // (4 * frequencies * (in_pitch + out_pitch))
+    # tiles must not be whole pages apart
+    return (
+        frequencies * in_pitch + 16,
+        frequencies * out_pitch + 16,
+        max(8, min(WINOGRAD_TILES, at_once)),
+    )
+
+
+def _winograd_tile(low: Lowering, node: Node, source: int) -> int:
+    a, slot = node.attrs, low.slots[source]
+    simple = a["kernel"] == (3, 3) and a["stride"] == (1, 1) and a["dilation"] == (1, 1)
+    if low.precision != "fast" or not simple or a["groups"] != 1:
+        return 0
+    _, height, width = image_shape(low.program.values[node.output].shape, "first")
+    return winograd_tile(low.shapes[node.tensors["weight"]][1], slot.pixel_pitch, height, width)
 
 
 def _winograd(
     low: Lowering, node: Node, source: int, value: int, epilogue: Epilogue, reads: list[int]
 ) -> None:
     weight, slot, lanes = node.tensors["weight"], low.slots[source], low.lanes
-    out_channels, group_in, *_ = low.shapes[weight]
-    tile = _winograd_tile(low, node, source, group_in)
+    out_channels, *_ = low.shapes[weight]
+    tile = _winograd_tile(low, node, source)
     # the maximum may be taken before a monotone function
     monotone = epilogue.activation in _MONOTONE and epilogue.residual == NONE
     value, pool = low.fuse_pool(value, (FusedPool.MAX,) if monotone else ())
@@ -233,10 +254,7 @@ def _winograd(
         frequencies * round_up(out_channels, lanes) * pitch,
         lambda state: packing.winograd_filters(state[weight], tile, pitch, lanes),
     )
-    floats = frequencies * (pitch + result.pixel_pitch)  # per tile
-    at_once = max(8, min(WINOGRAD_TILES, WINOGRAD_BYTES // (4 * floats)))
-    in_pitch = frequencies * pitch + 16  # per tile; tiles must not be whole pages apart
-    out_pitch = frequencies * result.pixel_pitch + 16
+    in_pitch, out_pitch, at_once = winograd_room(tile, pitch, result.pixel_pitch)
     low.draft(
         reads,
         out,
@@ -253,21 +271,9 @@ def lower_linear(low: Lowering, node: Node) -> None:
     weight = node.tensors["weight"]
     outputs, inputs = low.shapes[weight]
     by_pixel = len(low.program.values[node.inputs[0]].shape) > 1
-    source, features = _linear_source(low, node, inputs)
+    source, features = linear_source(low, node, inputs)
     slot, lanes = low.slots[source], low.lanes
-
-    def columns() -> Tensor:  # of the physical depth of one row
-        if by_pixel:
-            room = torch.full((slot.pixel_pitch,), -1)
-            room[:inputs] = torch.arange(inputs)
-            return room
-        room = torch.full((slot.height, slot.width, slot.pixel_pitch), -1)
-        logical = features.reshape(slot.channels, slot.height, slot.width)
-        if slot.order == "last":
-            logical = features.reshape(slot.height, slot.width, slot.channels).movedim(2, 0)
-        room[:, :, : slot.channels] = logical.permute(1, 2, 0)
-        return room.reshape(-1)
-
+    columns = functools.partial(linear_columns, slot, features, inputs, by_pixel)
     depth = (1 if by_pixel else slot.height * slot.width) * slot.pixel_pitch
     size = round_up(outputs, lanes) * depth
 
@@ -316,7 +322,21 @@ def _is_sole_reader(low: Lowering, node: Node) -> bool:
     return all(len(low.consumers[v]) == 1 for v in (value, *flattened))
 
 
-def _linear_source(low: Lowering, node: Node, inputs: int) -> tuple[int, Tensor]:
+def linear_columns(slot: Slot, features: Tensor, inputs: int, by_pixel: bool) -> Tensor:
+    """The input of a Linear that each float of a row of its source is, -1 where it is none."""
+    if by_pixel:
+        room = torch.full((slot.pixel_pitch,), -1)
+        room[:inputs] = torch.arange(inputs)
+        return room
+    room = torch.full((slot.height, slot.width, slot.pixel_pitch), -1)
+    logical = features.reshape(slot.channels, slot.height, slot.width)
+    if slot.order == "last":
+        logical = features.reshape(slot.height, slot.width, slot.channels).movedim(2, 0)
+    room[:, :, : slot.channels] = logical.permute(1, 2, 0)
+    return room.reshape(-1)
+
+
+def linear_source(low: Lowering, node: Node, inputs: int) -> tuple[int, Tensor]:
     """The slot a Linear reads, and the feature that each of its elements (torch order) is."""
     value = node.inputs[0]
     identity = torch.arange(inputs)

@@ -40,6 +40,12 @@ class FusedPool(IntEnum):
     AVERAGE = 2
 
 
+class Room(IntEnum):
+    SUB_BLOCK = 0
+    WHOLE_BLOCK = 1
+    KEPT = 2
+
+
 class LossKind(IntEnum):
     CROSS_ENTROPY = 0
     BINARY_CROSS_ENTROPY = 1
@@ -67,7 +73,7 @@ class Value:
     channels: int
     height: int
     width: int
-    per_block: int
+    room: int
 
 
 @dataclass
@@ -264,6 +270,7 @@ class Linear(Step):
     segment_pitch: int
     outputs: int
     by_pixel: int
+    accumulate: int = 0
 
 
 @dataclass
@@ -357,3 +364,120 @@ class Loss(Step):
     smoothing: int
     ignore_index: int
     count_correct: int
+
+
+# -- steps of derivatives ------------------------------------------------------------------------
+
+
+@dataclass
+class Slope(Step):
+    kind, name = 17, "slope"
+    input: int
+    source: int
+    tangent: int
+    cotangent: int
+    out: int
+    activation: int
+    constants: int
+
+
+@dataclass
+class Combine(Step):
+    kind, name = 18, "combine"
+    left: int
+    right: int
+    out: int
+    left_scale: int = NONE
+    right_scale: int = NONE
+    shift: int = NONE
+
+
+@dataclass
+class MaxPoolGradient(Step):
+    kind, name = 19, "max_pool gradient"
+    input: int
+    source: int
+    out: int
+    kernel_h: int
+    kernel_w: int
+    stride_h: int
+    stride_w: int
+    pad_h: int
+    pad_w: int
+    dilation_h: int
+    dilation_w: int
+    spread: int
+
+
+@dataclass
+class AveragePoolGradient(Step):
+    kind, name = 20, "avg_pool gradient"
+    source: int
+    out: int
+    kernel_h: int
+    kernel_w: int
+    stride_h: int
+    stride_w: int
+    pad_h: int
+    pad_w: int
+    count_padding: int
+    divisor: int
+
+
+@dataclass
+class AdaptivePoolGradient(Step):
+    kind, name = 21, "adaptive_avg_pool gradient"
+    source: int
+    out: int
+
+
+@dataclass
+class Pairs:
+    left: int
+    right: int
+    second_left: int = NONE
+    second_right: int = NONE
+
+
+@dataclass
+class ConvolutionGradient(Step):
+    kind, name = 22, "conv gradient"
+    pairs: Pairs
+    offset: int
+    kernel_h: int
+    kernel_w: int
+    stride_h: int
+    stride_w: int
+    pad_h: int
+    pad_w: int
+    dilation_h: int
+    dilation_w: int
+
+
+@dataclass
+class LinearGradient(Step):
+    kind, name = 23, "linear gradient"
+    pairs: Pairs
+    offset: int
+    depth: int
+
+
+@dataclass
+class ChannelGradient(Step):
+    kind, name = 24, "channel gradient"
+    pairs: Pairs
+    offset: int
+
+
+@dataclass
+class LossGradient(Step):
+    kind, name = 25, "loss gradient"
+    input: int
+    tangent: int
+    out: int
+    loss: int
+    outputs: int
+    weights: int
+    smoothing: int
+    ignore_index: int
+    fisher: int

@@ -116,9 +116,9 @@ def _windows(step: Any, out: Slot) -> Box:
 
 def places(plan: Plan) -> list[tuple[Slot, range]]:
     """The activations that are used, and the floats of the arena that are theirs."""
-    rooms = {True: plan.block, False: plan.sub_block}
+    rooms = {records.Room.WHOLE_BLOCK: plan.block, records.Room.SUB_BLOCK: plan.sub_block}
     return [
-        (slot, range(slot.offset, slot.offset + slot.sample_pitch * rooms[slot.per_block]))
+        (slot, range(slot.offset, slot.offset + slot.sample_pitch * rooms[slot.room]))
         for slot in plan.slots
         if slot.first_step >= 0
     ]

@@ -14,7 +14,10 @@ struct BlockSums {
 struct Context {
   const Value* values;
   float* arena;
-  const float* weights;  // of the point, with the folded ones behind
+  float* kept;             // values that outlive the pass over a block
+  const float* weights;    // of the point, with the folded ones behind
+  const float* direction;  // the same of a direction, for derivatives
+  float* gradient;         // sums of derivatives in the parameters
   const float* constants;
   const std::int32_t* indices;
   const float* inputs;
@@ -25,7 +28,13 @@ struct Context {
   Int first, count;      // of the sub-block, in the block
 
   float* sample(const Value& value, Int s) const {
-    return arena + value.offset + (value.per_block ? first + s : s) * value.sample_pitch;
+    float* base = value.room == Room::kept ? kept : arena;
+    return base + value.offset +
+           (value.room == Room::sub_block ? s : first + s) * value.sample_pitch;
+  }
+
+  const float* weights_at(Int offset) const {
+    return offset < kDirection ? weights + offset : direction + (offset - kDirection);
   }
 };
 

@@ -1,0 +1,62 @@
+// A plan as the operators that run one read it, and the memory that they run it on.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <type_traits>
+#include <vector>
+
+#include "common/check.h"
+#include "common/isa.h"
+#include "common/parallel.h"
+#include "common/plan.h"
+
+namespace pylandscape {
+
+inline int lanes_in_use() { return isa() == Isa::avx512 ? 16 : isa() == Isa::avx2 ? 8 : 4; }
+
+struct Free {
+  void operator()(float* memory) const { std::free(memory); }
+};
+using Floats = std::unique_ptr<float, Free>;
+
+// Zeros on a cache line, with a vector's room behind the last.
+inline Floats zeros(Int count) {
+  constexpr Int kLine = 64;
+  const Int bytes = divide_up(count * 4 + kLine, kLine) * kLine;
+  Floats memory(static_cast<float*>(std::aligned_alloc(kLine, bytes)));
+  require(memory != nullptr, "out of memory for ", bytes, " bytes");
+  std::fill_n(memory.get(), bytes / 4, 0.0f);
+  return memory;
+}
+
+inline PlanView read_plan(const Int* numbers, Int count, std::vector<const Step*>& steps) {
+  PlanView plan{};
+  const Int* next = numbers;
+  const auto take = [&](auto*& records, Int how_many) {
+    using Record = std::remove_reference_t<decltype(*records)>;
+    records = reinterpret_cast<Record*>(next);
+    next += how_many * static_cast<Int>(sizeof(Record) / sizeof(Int));
+    require(next <= numbers + count, "plan must be whole, got ", count, " numbers");
+  };
+  take(plan.head, 1);
+  take(plan.values, plan.head->values);
+  take(plan.sections, plan.head->sections);
+  take(plan.folds, plan.head->folds);
+  take(plan.roundings, plan.head->roundings);
+  for (Int s = 0; s < plan.head->steps; ++s) {
+    const Step* step = nullptr;
+    take(step, 1);
+    steps.push_back(step);
+    next += step->length - 2;
+  }
+  require(next == numbers + count, "plan must end with its last step");
+  plan.steps = steps.data();
+  require(plan.head->lanes == lanes_in_use(), "plan must be made for ", lanes_in_use(),
+          " lanes, got ", plan.head->lanes, ". The instruction set was changed after planning");
+  return plan;
+}
+
+}  // namespace pylandscape

@@ -1,0 +1,158 @@
+"""Gradients and curvature products by compiled kernels, over the Program of the native engine."""
+
+import torch
+from torch import Tensor
+
+from pylandscape import _ops
+from pylandscape.engines.eager import EagerEngine
+from pylandscape.engines.native import LANES, PROBE_SAMPLES, NativeEngine, loss_spec
+from pylandscape.engines.program import NotCovered
+from pylandscape.engines.tape import KINDS, TapePlans, make_tape
+
+KEPT_BYTES = 1 << 30  # of the point's pass, kept for further products at the same point
+VECTORS = 8  # directions that share a pass; each takes a gradient of memory per thread
+CHUNK_SAMPLES = 128  # that are summed in float32
+CALL_SAMPLES = 4096  # between two looks at Ctrl-C
+TOLERANCE = 1e-3  # of a gradient and a product against torch, relative to their norm
+
+
+class NativeDerivatives:
+    """Gradients and products with the Hessian, the Gauss-Newton and the Fisher matrix.
+
+    What a product needs of the point, activations and cotangents, is kept from one call to the next
+    where it fits `KEPT_BYTES`, and computed again in every call where it does not.
+
+    Args:
+        native: the native engine of the same objective.
+
+    Raises:
+        NotCovered: an operator has no native derivatives, or they are not those of torch, as for a
+            model that detaches a part of itself.
+    """
+
+    def __init__(self, native: NativeEngine) -> None:
+        self.native, self.reference = native, native.reference
+        self.space = native.space
+        self._tapes: dict[str, TapePlans] = {}
+        self._kept = torch.zeros(0, 0)
+        self._kept_kind = ""
+        self._kept_for: tuple[str, Tensor, Tensor] | None = None
+        self._center = torch.zeros(0)
+        self._verify()
+
+    def loss_and_gradient(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean loss (float64 scalar) and its gradient [P] in float32."""
+        sums, (gradient,) = self._products("gradient", vector, vector.new_zeros(0, len(vector)))
+        return sums[0] / self.reference.total_weight, gradient
+
+    def product(self, kind: str, vector: Tensor, directions: Tensor) -> Tensor:
+        """The matrix of `kind` at the point [P] times directions [P] or [P, K]."""
+        rows = directions[None] if directions.ndim == 1 else directions.T
+        parts = [self._products(kind, vector, part)[1] for part in rows.split(VECTORS)]
+        found = torch.cat(parts) if parts else rows
+        return found[0] if directions.ndim == 1 else found.T.contiguous()
+
+    # -- inner -----------------------------------------------------------------------------------
+
+    def _products(self, kind: str, vector: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums [7] of the loss, if the point was run, and means of derivatives [max(V, 1), P]."""
+        tape, state = self._tape(kind), self.native._state(vector)
+        constants = tape.constants(state)
+        if not self._is_kept(kind, vector, constants):
+            self._forget(kind, tape)
+            self._center = torch.zeros(tape.packed)
+            tape.pack(state, self._center)
+        sums, totals = self._sums(tape, state, constants, directions, self.native.samples)
+        if len(self._kept):
+            self._kept_for = (kind, vector.clone(), constants)
+        return sums, (totals / self.reference.total_weight).float()
+
+    def _sums(
+        self,
+        tape: TapePlans,
+        state: dict[str, Tensor],
+        constants: Tensor,
+        directions: Tensor,
+        samples: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Over the first `samples`, at the point in `_center`."""
+        native = self.native
+        packed = torch.zeros(1 + len(directions), tape.packed)
+        packed[0] = self._center
+        fixed = {name: torch.zeros(tensor.shape) for name, tensor in state.items()}
+        for row, direction in zip(packed[1:], directions, strict=True):
+            tape.pack(fixed | self.space.unflatten(direction.float()), row)
+        products = torch.zeros(max(1, len(directions)), tape.gradient, dtype=torch.float64)
+        sums = torch.zeros(7, dtype=torch.float64)
+        chunk = max(1, CHUNK_SAMPLES // tape.block)
+        for first in range(0, samples, CALL_SAMPLES):
+            _ops.hessian_vector_product(
+                products, sums, packed, native._inputs, native._targets, tape.point, tape.along,
+                constants, tape.indices, self._kept, tape.kept, self._kept_for is not None, chunk,
+                first, min(samples, first + CALL_SAMPLES),
+            )  # fmt: skip
+        return sums, torch.stack([self._flat(tape, row, state) for row in products])
+
+    def _flat(self, tape: TapePlans, derivatives: Tensor, state: dict[str, Tensor]) -> Tensor:
+        found = tape.unpack(derivatives, state)
+        flat = torch.zeros(self.space.size, dtype=torch.float64)
+        for entry in self.space.entries:
+            if entry.name in found:
+                flat[entry.slice] = found[entry.name].reshape(-1)
+        return flat
+
+    def _is_kept(self, kind: str, vector: Tensor, constants: Tensor) -> bool:
+        known = self._kept_for
+        return (
+            known is not None
+            and known[0] == kind
+            and torch.equal(known[1], vector)
+            and torch.equal(known[2], constants)
+        )
+
+    def _forget(self, kind: str, tape: TapePlans) -> None:
+        """Makes room for what is kept of another point; halos and paddings must be zeros."""
+        self._kept_for = None
+        shape = (-(-self.native.samples // tape.block), tape.kept)
+        if kind == "gradient" or 4 * shape[0] * shape[1] > KEPT_BYTES:
+            shape = (0, 0)
+        if self._kept.shape != shape or self._kept_kind != kind:
+            self._kept = torch.zeros(shape)
+            self._kept_kind = kind
+
+    def _tape(self, kind: str) -> TapePlans:
+        assert kind in KINDS
+        if kind not in self._tapes:
+            native = self.native
+            shapes = {name: tuple(tensor.shape) for name, tensor in native._state().items()}
+            self._tapes[kind] = make_tape(
+                native.program,
+                shapes,
+                loss_spec(native.program, self.reference, native._targets),
+                native._inputs.stride(),
+                LANES[_ops.isa()],
+                native._precision,
+                frozenset(entry.name for entry in self.space.entries),
+                kind,
+            )
+        return self._tapes[kind]
+
+    def _verify(self) -> None:
+        """Compares a gradient and a Hessian-vector product of a few samples with torch's."""
+        native, reference = self.native, self.reference
+        few = min(PROBE_SAMPLES, native.samples)
+        vector = self.space.flatten(reference.module.model)
+        generator = torch.Generator().manual_seed(0)
+        direction = torch.randn(self.space.size, generator=generator)
+        batch = native._inputs[:few], native._targets[:few]
+        expected = reference.derivatives_of(batch, vector, direction)
+        state = native._state(vector)
+        for kind, right in zip(("gradient", "hessian"), expected, strict=True):
+            tape = self._tape(kind)
+            self._center = torch.zeros(tape.packed)
+            tape.pack(state, self._center)
+            directions = direction[None] if kind == "hessian" else vector.new_zeros(0, len(vector))
+            found = self._sums(tape, state, tape.constants(state), directions, few)[1][0]
+            error = torch.linalg.vector_norm(found - right)
+            if not error <= TOLERANCE * torch.linalg.vector_norm(right) + 1e-6:
+                raise NotCovered(f"the native {kind} is not that of torch")
