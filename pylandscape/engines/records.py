@@ -407,6 +407,7 @@ class MaxPoolGradient(Step):
     dilation_h: int
     dilation_w: int
     spread: int
+    rectified: int
 
 
 @dataclass

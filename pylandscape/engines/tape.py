@@ -33,8 +33,8 @@ from pylandscape.engines.simple_layers import LossSpec
 
 KINDS = ("gradient", "hessian", "ggn", "fisher")
 DIRECTION = 1 << 40  # kDirection in csrc/common/plan.h
-BLOCK = 32  # samples; what is kept of a block should stay in the caches
-MAX_SUB_BLOCK = 32
+BLOCK, MIN_BLOCK = 32, 4  # samples, powers of two
+KEPT_OF_BLOCK = 8 << 20  # bytes: what is kept of a block should stay in the caches
 _WITHOUT_CURVATURE = (
     Activation.NONE, Activation.RELU, Activation.LEAKY_RELU, Activation.HARDTANH,
     Activation.HARDSIGMOID, Activation.AFFINE,
@@ -139,6 +139,7 @@ class Tape(Lowering):
         self.parts: list[Part] = []
         self.gradient_size = 0
         self.active = _active_values(program, trainable)
+        self.rectified_by_pool: set[int] = set()  # values whose relu the pooling behind derives
         self.flat_reads: list[int] = []  # slots that a Linear reads as one run of memory
 
     # -- what every operator needs -----------------------------------------------------------------
@@ -249,13 +250,17 @@ class Tape(Lowering):
         follower = self.sole_consumer(value)
         if follower is not None and follower.op == "activation":
             if self.activation(follower)[0] == Activation.RELU:
-                return self.absorb(follower), Activation.RELU
+                value = self.absorb(follower)
+                reader = self.sole_consumer(value)
+                if reader is not None and reader.op == "max_pool":
+                    self.rectified_by_pool.add(value)
+                return value, Activation.RELU
         return value, Activation.NONE
 
     def handed_back(self, value: int, out: int, activation: int) -> tuple[int | None, int | None]:
         """The cotangent of a layer's sum and its tangent, from those behind its relu."""
         g, h = self.cotangents.get(value), self.cotangent_tangents.get(value)
-        if activation == Activation.RELU:
+        if activation == Activation.RELU and value not in self.rectified_by_pool:
             g = None if g is None else self.slope(self.point, out, g, activation, 0)
             h = None if h is None else self.slope(self.along, out, h, activation, 0)
         return g, h
@@ -410,7 +415,7 @@ class Tape(Lowering):
         self.set_tangent(value, out, sums, activation)
 
     def set_tangent(self, value: int, out: int, sums: int, activation: int) -> None:
-        if activation == Activation.RELU:
+        if activation == Activation.RELU and value not in self.rectified_by_pool:
             sums = self.slope(self.along, out, sums, activation, 0)
         self.tangents[value] = sums
 
@@ -819,10 +824,11 @@ class Tape(Lowering):
         fields = (*node.attrs["kernel"], *node.attrs["stride"], top, left)
         dilation = node.attrs.get("dilation", (1, 1))
         if node.op == "max_pool":
+            rectified = int(node.inputs[0] in self.rectified_by_pool)
             return (
                 lambda a, b: lambda: records.MaxPool(a, b, *fields, *dilation),
                 lambda a, b, spread: lambda: records.MaxPoolGradient(
-                    x, a, b, *fields, *dilation, spread
+                    x, a, b, *fields, *dilation, spread, rectified
                 ),
             )
         counts = int(node.attrs["count_include_pad"]), node.attrs["divisor"] or 0
@@ -996,13 +1002,17 @@ def _assemble(tape: Tape) -> TapePlans:
     point = _needed(tape.point, set(reads_of_along))
     written_at_point = {draft.writes for draft in point}
     kept = reads_of_along & written_at_point
-    block = BLOCK
+    kept_floats = sum(tape.slots[i].sample_pitch for i in kept)
+    block = KEPT_OF_BLOCK // (4 * max(1, kept_floats))
+    block = max(MIN_BLOCK, min(BLOCK, 1 << block.bit_length() >> 1))
     sections = {}
-    sub_block = min(_sub_block(tape, point, along), block)
     for name, steps in (("point", point), ("along", along)):
         _lifetimes(tape, steps)
-        sections[name] = _sections(tape, steps, block, sub_block)
+        sections[name] = _sections(tape, steps, block)
         _choose_rooms(tape, steps, sections[name], block)
+    sub_block = max(
+        (s.samples for found in sections.values() for s in found if s.samples < block), default=1
+    )
     for index in kept:
         tape.slots[index].room, tape.slots[index].dedicated = Room.KEPT, True
     room = {Room.WHOLE_BLOCK: block, Room.SUB_BLOCK: sub_block, Room.KEPT: block}
@@ -1052,18 +1062,25 @@ def _lifetimes(tape: Tape, steps: list[Draft]) -> None:
                 slot.last_step = position
 
 
-def _sections(
-    tape: Tape, steps: list[Draft], block: int, sub_block: int
-) -> list[records.Section]:
-    """Runs of steps on images, a few samples at a time, and of steps on vectors, for a block."""
+def _sections(tape: Tape, steps: list[Draft], block: int) -> list[records.Section]:
+    """Runs of steps on images, some samples at a time, and of steps on vectors, for a block."""
     found: list[records.Section] = []
     for position, draft in enumerate(steps):
-        samples = block if id(draft) in tape.vector_steps else sub_block
+        vectors = id(draft) in tape.vector_steps
+        samples = block if vectors else min(block, _sub_block(tape, draft))
         if found and found[-1].samples == samples:
             found[-1].last_step = position + 1
         else:
             found.append(records.Section(samples, position, position + 1))
     return found
+
+
+def _sub_block(tape: Tape, draft: Draft) -> int:
+    """A power of two for which four values like the largest of a step fill half of the cache."""
+    touched = {*draft.reads, draft.writes} - {None}
+    most = max(tape.slots[i].sample_pitch for i in touched)
+    fitting = cache_bytes() // 2 // (4 * 4 * most)
+    return 1 << max(0, fitting.bit_length() - 1)
 
 
 def _choose_rooms(
@@ -1080,17 +1097,6 @@ def _choose_rooms(
         numbers = used[index]
         whole = len(numbers) > 1 or any(sections[n].samples == block for n in numbers)
         tape.slots[index].room = Room.WHOLE_BLOCK if whole else Room.SUB_BLOCK
-
-
-def _sub_block(tape: Tape, *lists: list[Draft]) -> int:
-    """What one step on images touches should fill a quarter of the cache."""
-    most = 1
-    for steps in lists:
-        for draft in steps:
-            if id(draft) not in tape.vector_steps:
-                touched = {*draft.reads, draft.writes} - {None}
-                most = max(most, sum(tape.slots[i].sample_pitch for i in touched))
-    return max(1, min(MAX_SUB_BLOCK, cache_bytes() // 4 // (4 * most)))
 
 
 def _numbers(
