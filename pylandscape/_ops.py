@@ -572,6 +572,10 @@ def _(
     points_at_once: int,
     samples_at_once: int,
     math: int,
+) -> None:
+    return None
+
+
 # hessian_vector_product -----------------------------------------------------------------------
 
 
@@ -594,14 +598,14 @@ def hessian_vector_product(
 ) -> None:
     """Adds to `products` the sums of derivatives of samples [first, last) along V directions.
 
-    The arguments come from `engines/derivatives.py`, which makes them fit.
+    The arguments come from `engines/derivatives/engine.py`, which makes them fit.
 
     Args:
         products: float64 [max(V, 1), G], derivatives in the order of the kernels.
         sums: float64 [7], the sums of the loss, as in `evaluate_points`; added to unless `filled`.
         packed: float32 [1 + V, packed], the point and the directions in the kernels' order.
         inputs, targets: as in `evaluate_points`.
-        point_plan, direction_plan, constants, indices: see `engines/tape.py`.
+        point_plan, direction_plan, constants, indices: see `engines/derivatives/plan.py`.
         kept: float32 [blocks, kept_size], what is kept of the point for later calls, or empty.
         kept_size: floats that are kept per block.
         filled: `kept` holds the values of an earlier call at the same point.

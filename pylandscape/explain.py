@@ -75,8 +75,16 @@ def _heading(objective: Objective, engine: NativeEngine) -> str:
     when = "" if objective.choice == "native" else f" from {NATIVE_POINTS} points on"
     return (
         f"engine: native{when}, {_ops.isa()}, precision {objective.precision!r}, "
-        f"{torch.get_num_threads()} threads. Derivatives run through PyTorch."
+        f"{torch.get_num_threads()} threads. {_derivatives(objective)}"
     )
+
+
+def _derivatives(objective: Objective) -> str:
+    try:
+        kept = objective.native_derivatives.bytes_per_sample
+    except NotCovered as obstacle:
+        return f"Derivatives run through PyTorch, because {obstacle}."
+    return f"Derivatives are native, with {kept / 1024:.4g} KiB kept per sample."
 
 
 def _kernels(engine: NativeEngine) -> str:

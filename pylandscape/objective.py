@@ -14,6 +14,7 @@ from pylandscape._version import __version__
 from pylandscape.data import Samples
 from pylandscape.directions import Directions
 from pylandscape.engines.cuda import CudaEngine
+from pylandscape.engines.derivatives.engine import NativeDerivatives
 from pylandscape.engines.eager import MOMENTS, EagerEngine, TrainingStep
 from pylandscape.engines.module import PROBE_SAMPLES, Buffers, FunctionalModule
 from pylandscape.engines.native import NativeEngine
@@ -228,6 +229,15 @@ class Objective:
         kind = CudaEngine if self.device.type == "cuda" else NativeEngine
         return kind(self._engine, self.precision)
 
+    @functools.cached_property
+    def native_derivatives(self) -> NativeDerivatives:
+        """Native gradients and curvature products of this objective.
+
+        Raises:
+            NotCovered: something in the model, the loss or the data has none.
+        """
+        return NativeDerivatives(self.native_engine)
+
     @property
     def engine(self) -> str:
         """The engine in use: `native` or `torch`."""
@@ -245,12 +255,12 @@ class Objective:
                 follow, or inference mode is on.
         """
         _require_autograd("gradient")
-        return self._engine.loss_and_gradient(self._point(at, "gradient"))[1]
+        return self._derivatives.loss_and_gradient(self._point(at, "gradient"))[1]
 
     def loss_and_gradient(self, at: Tensor | None = None) -> tuple[float, Tensor]:
         """L and its gradient [P] from one pass; errors as for `gradient`."""
         _require_autograd("loss_and_gradient")
-        loss, gradient = self._engine.loss_and_gradient(self._point(at, "loss_and_gradient"))
+        loss, gradient = self._derivatives.loss_and_gradient(self._point(at, "loss_and_gradient"))
         return float(loss), gradient
 
     def hessian_vector_product(self, v: Tensor, at: Tensor | None = None) -> Tensor:
@@ -421,6 +431,16 @@ class Objective:
             and all(map(is_accuracy, self._engine.metrics.values()))
         )
 
+    @functools.cached_property
+    def _derivatives(self) -> EagerEngine | NativeDerivatives:
+        """The native engine's where everything has native derivatives, else torch's."""
+        if self.choice == "torch" or not self._fits_native:
+            return self._engine
+        try:
+            return self.native_derivatives
+        except NotCovered:
+            return self._engine
+
     def _product(self, name: str, v: Tensor, at: Tensor | None) -> Tensor:
         """A product of the engine with a vector or with every column of a block."""
         _require_autograd(name)
@@ -430,11 +450,8 @@ class Objective:
             f"{name}: v must have shape [{self.space.size}] or [{self.space.size}, K], got "
             f"{show(v)}.",
         )
-        v, product = v.to(self.device, self.dtype), getattr(self._engine, name)
-        if v.ndim == 1:
-            return product(point, v)
-        columns = [product(point, column) for column in v.unbind(1)]
-        return torch.stack(columns, 1) if columns else torch.empty_like(v)
+        v, product = v.to(self.device, self.dtype), getattr(self._derivatives, name)
+        return product(point, v)
 
     def _evaluate(
         self, points: Points, buffers: Iterator[Buffers | None] | None = None, bar: Any = None

@@ -31,6 +31,21 @@ MOMENTS = 5
 STREAM_BYTES = 256 << 20  # of points that share one reading of the samples
 
 
+def _by_column(
+    product: Callable[["EagerEngine", Tensor, Tensor], Tensor],
+) -> Callable[["EagerEngine", Tensor, Tensor], Tensor]:
+    """Lets a product with a direction [P] take several, [P, K]."""
+
+    @functools.wraps(product)
+    def of_columns(engine: "EagerEngine", vector: Tensor, directions: Tensor) -> Tensor:
+        if directions.ndim == 1:
+            return product(engine, vector, directions)
+        columns = [product(engine, vector, column) for column in directions.unbind(1)]
+        return torch.stack(columns, 1) if columns else torch.empty_like(directions)
+
+    return of_columns
+
+
 class EagerEngine:
     """Sums of losses and metrics, gradients and curvature products over all samples."""
 
@@ -83,6 +98,7 @@ class EagerEngine:
         self._require_differentiable()
         return loss / self.total_weight, (total / self.total_weight).to(vector.dtype)
 
+    @_by_column
     def hessian_vector_product(self, vector: Tensor, direction: Tensor) -> Tensor:
         """H v [P] by Pearlmutter's R-operator: forward over reverse, else reverse over reverse.
 
@@ -97,10 +113,12 @@ class EagerEngine:
         self._require_differentiable()
         return (total / self.total_weight).to(vector.dtype)
 
+    @_by_column
     def ggn_vector_product(self, vector: Tensor, direction: Tensor) -> Tensor:
         """G v [P], G = sum_i J_i' H_i J_i / sum_i b_i; H_i is the Hessian of a_i in the outputs."""
         return self._product_of_factors(vector, direction, self._outputs)
 
+    @_by_column
     def fisher_vector_product(self, vector: Tensor, direction: Tensor) -> Tensor:
         """F v [P], F = sum_i (grad a_i) (grad a_i)' / b_i / sum_i b_i."""
         return self._product_of_factors(vector, direction, self._terms)
@@ -138,7 +156,9 @@ class EagerEngine:
         with module.training(), torch.enable_grad():
             yield step
 
-    def derivatives_of(self, batch: Any, vector: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+    def derivatives_of(
+        self, batch: Any, vector: Tensor, direction: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The gradient of the sum of a batch's loss terms and its Hessian times `direction` [P]."""
         gradient, product = (torch.zeros_like(vector, dtype=torch.float64) for _ in range(2))
         with self._differentiating(), _DifferentiableWeightNorm():

@@ -33,6 +33,11 @@ class Draft:
     label: str
     scratch: Callable[[], int] = lambda: 0  # floats
 
+    @property
+    def touched(self) -> set[int]:
+        """The slots that the step reads or writes."""
+        return {*self.reads, *([] if self.writes is None else [self.writes])}
+
 
 class Lowering:
     """A Program on its way to a plan.

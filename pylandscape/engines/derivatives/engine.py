@@ -1,18 +1,24 @@
 """Gradients and curvature products by compiled kernels, over the Program of the native engine."""
 
+import time
+
 import torch
 from torch import Tensor
 
 from pylandscape import _ops
-from pylandscape.engines.eager import EagerEngine
-from pylandscape.engines.native import LANES, PROBE_SAMPLES, NativeEngine, loss_spec
+from pylandscape.engines.derivatives.plan import KINDS, TapePlans, make_tape
+from pylandscape.engines.native import (
+    LANES,
+    PROBE_SAMPLES,
+    SECONDS_PER_CALL,
+    NativeEngine,
+    loss_spec,
+)
 from pylandscape.engines.program import NotCovered
-from pylandscape.engines.tape import KINDS, TapePlans, make_tape
 
 KEPT_BYTES = 1 << 30  # of the point's pass, kept for further products at the same point
 VECTORS = 8  # directions that share a pass; each takes a gradient of memory per thread
 CHUNK_SAMPLES = 128  # that are summed in float32
-CALL_SAMPLES = 4096  # between two looks at Ctrl-C
 TOLERANCE = 1e-3  # of a gradient and a product against torch, relative to their norm
 
 
@@ -38,21 +44,49 @@ class NativeDerivatives:
         self._kept_kind = ""
         self._kept_for: tuple[str, Tensor, Tensor] | None = None
         self._center = torch.zeros(0)
+        self._seconds: dict[str, float] = {}  # of one sample and direction, as last measured
         self._verify()
+
+    @property
+    def bytes_per_sample(self) -> int:
+        """Of activations and cotangents that a Hessian-vector product needs of the point."""
+        tape = self._tape("hessian")
+        return 4 * tape.kept // tape.block
 
     def loss_and_gradient(self, vector: Tensor) -> tuple[Tensor, Tensor]:
         """The mean loss (float64 scalar) and its gradient [P] in float32."""
         sums, (gradient,) = self._products("gradient", vector, vector.new_zeros(0, len(vector)))
+        if not bool(torch.isfinite(gradient).all()):
+            return self.reference.loss_and_gradient(vector)
         return sums[0] / self.reference.total_weight, gradient
 
-    def product(self, kind: str, vector: Tensor, directions: Tensor) -> Tensor:
-        """The matrix of `kind` at the point [P] times directions [P] or [P, K]."""
-        rows = directions[None] if directions.ndim == 1 else directions.T
-        parts = [self._products(kind, vector, part)[1] for part in rows.split(VECTORS)]
-        found = torch.cat(parts) if parts else rows
-        return found[0] if directions.ndim == 1 else found.T.contiguous()
+    def hessian_vector_product(self, vector: Tensor, directions: Tensor) -> Tensor:
+        """H(vector) times directions [P] or [P, K]."""
+        found = self._product("hessian", vector, directions)
+        return self.reference.hessian_vector_product(vector, directions) if found is None else found
+
+    def ggn_vector_product(self, vector: Tensor, directions: Tensor) -> Tensor:
+        """The Gauss-Newton matrix times directions [P] or [P, K]."""
+        found = self._product("ggn", vector, directions)
+        return self.reference.ggn_vector_product(vector, directions) if found is None else found
+
+    def fisher_vector_product(self, vector: Tensor, directions: Tensor) -> Tensor:
+        """The empirical Fisher matrix times directions [P] or [P, K]."""
+        found = self._product("fisher", vector, directions)
+        return self.reference.fisher_vector_product(vector, directions) if found is None else found
 
     # -- inner -----------------------------------------------------------------------------------
+
+    def _product(self, kind: str, vector: Tensor, directions: Tensor) -> Tensor | None:
+        """None where it is not finite: what NaN and inf become is for torch to say."""
+        rows = directions[None] if directions.ndim == 1 else directions.T
+        if len(rows) == 0:
+            return directions
+        parts = [self._products(kind, vector, part)[1] for part in rows.split(VECTORS)]
+        found = torch.cat(parts)
+        if not bool(torch.isfinite(found).all()):
+            return None
+        return found[0] if directions.ndim == 1 else found.T.contiguous()
 
     def _products(self, kind: str, vector: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
         """Sums [7] of the loss, if the point was run, and means of derivatives [max(V, 1), P]."""
@@ -85,12 +119,20 @@ class NativeDerivatives:
         products = torch.zeros(max(1, len(directions)), tape.gradient, dtype=torch.float64)
         sums = torch.zeros(7, dtype=torch.float64)
         chunk = max(1, CHUNK_SAMPLES // tape.block)
-        for first in range(0, samples, CALL_SAMPLES):
+        first, step = 0, chunk * tape.block
+        while first < samples:
+            # about a quarter of a second, so that Ctrl-C is seen
+            within = SECONDS_PER_CALL / self._seconds.get(tape.kind, 1e-3) / len(products)
+            last = min(samples, first + max(1, int(within / step)) * step)
+            start = time.perf_counter()
             _ops.hessian_vector_product(
                 products, sums, packed, native._inputs, native._targets, tape.point, tape.along,
                 constants, tape.indices, self._kept, tape.kept, self._kept_for is not None, chunk,
-                first, min(samples, first + CALL_SAMPLES),
+                first, last,
             )  # fmt: skip
+            spent = time.perf_counter() - start
+            self._seconds[tape.kind] = spent / ((last - first) * len(products))
+            first = last
         return sums, torch.stack([self._flat(tape, row, state) for row in products])
 
     def _flat(self, tape: TapePlans, derivatives: Tensor, state: dict[str, Tensor]) -> Tensor:
@@ -145,7 +187,10 @@ class NativeDerivatives:
         generator = torch.Generator().manual_seed(0)
         direction = torch.randn(self.space.size, generator=generator)
         batch = native._inputs[:few], native._targets[:few]
-        expected = reference.derivatives_of(batch, vector, direction)
+        try:
+            expected = reference.derivatives_of(batch, vector, direction)
+        except NotImplementedError:
+            raise NotCovered("something has no second derivative in torch either") from None
         state = native._state(vector)
         for kind, right in zip(("gradient", "hessian"), expected, strict=True):
             tape = self._tape(kind)

@@ -1,0 +1,1 @@
+"""Gradients and curvature products by compiled kernels."""

@@ -1,0 +1,246 @@
+"""The two plans of a program's derivatives: what is needed of a tape, on memory, in sections."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pylandscape.engines import records
+from pylandscape.engines import simple_layers as simple
+from pylandscape.engines.derivatives import layers, products
+from pylandscape.engines.derivatives.tape import Part, Tape
+from pylandscape.engines.layout import assign_memory, round_up
+from pylandscape.engines.lowering import Draft, State
+from pylandscape.engines.plan import cache_bytes
+from pylandscape.engines.program import Node, NotCovered, Program
+from pylandscape.engines.records import Room
+from pylandscape.engines.simple_layers import LossSpec
+
+KINDS = ("gradient", "hessian", "ggn", "fisher")
+BLOCK, MIN_BLOCK = 32, 4  # samples, powers of two
+KEPT_OF_BLOCK = 8 << 20  # bytes: what is kept of a block should stay in the caches
+
+
+@dataclass
+class TapePlans:
+    """What `hessian_vector_product` runs.
+
+    Attributes:
+        kind: `gradient`, `hessian`, `ggn` or `fisher`.
+        point, along: the plans, as int64 numbers.
+        indices: of moves.
+        packed: floats of a packed parameter vector.
+        block: samples per block.
+        kept: floats that are kept of the point per block.
+        gradient: floats of derivatives per direction.
+        steps: of both plans, for people.
+    """
+
+    kind: str
+    point: Tensor
+    along: Tensor
+    indices: Tensor
+    packed: int
+    block: int
+    kept: int
+    gradient: int
+    steps: list[str]
+    _packs: list[tuple[int, Callable[[State], Tensor]]] = field(repr=False)
+    _constants: list[Callable[[State], Tensor]] = field(repr=False)
+    _parts: list[Part] = field(repr=False)
+
+    def pack(self, state: State, out: Tensor) -> None:
+        """Writes the tensors of `state` into `out` [packed] in the kernels' order."""
+        for offset, pack in self._packs:
+            part = pack(state)
+            out[offset : offset + part.numel()] = part
+
+    def constants(self, state: State) -> Tensor:
+        return torch.cat([make(state).reshape(-1).float() for make in self._constants])
+
+    def unpack(self, derivatives: Tensor, state: State) -> dict[str, Tensor]:
+        """Float64 derivatives [gradient] as tensors by name; tied uses of a tensor are added."""
+        found: dict[str, Tensor] = {}
+        for part in self._parts:
+            flat = derivatives[part.offset : part.offset + part.size]
+            for name, gradient in part.unpack(flat, state).items():
+                found[name] = found[name] + gradient if name in found else gradient
+        return found
+
+
+def make_tape(
+    program: Program,
+    shapes: Mapping[str, tuple[int, ...]],
+    loss: LossSpec,
+    input_strides: tuple[int, ...],
+    lanes: int,
+    precision: str,
+    trainable: frozenset[str],
+    kind: str,
+) -> TapePlans:
+    """Plans the derivatives of `program`; arguments as for `make_plan` and `Tape`.
+
+    Raises:
+        NotCovered: something in the program has no native derivatives.
+    """
+    tape = Tape(program, shapes, lanes, precision, trainable, kind)
+    run(tape, input_strides, loss)
+    return _assemble(tape)
+
+
+def run(tape: Tape, input_strides: tuple[int, ...], spec: LossSpec) -> None:
+    simple.lower_input(tape, input_strides)
+    handlers: Mapping[str, Callable[[Tape, Node], None]] = {
+        "conv": products.conv,
+        "linear": products.linear,
+        "batch_norm": layers.batch_norm,
+        "activation": layers.activate,
+        "scale": layers.activate,
+        "add": layers.binary,
+        "sub": layers.binary,
+        "mul": layers.binary,
+        "max_pool": layers.pool,
+        "avg_pool": layers.pool,
+        "adaptive_avg_pool": layers.pool,
+        "reindex": layers.reindex,
+        "log_softmax": layers.log_softmax,
+    }
+    for node in tape.program.nodes:
+        if node.output in tape.fused:
+            continue
+        if node.op not in handlers:
+            raise NotCovered("has no native derivatives", node.op, node.source)
+        handlers[node.op](tape, node)
+    layers.loss(tape, spec)
+    for step in reversed(tape.backward):
+        step()
+    for index in tape.flat_reads:
+        slot = tape.slots[index]
+        if slot.top or slot.bottom or slot.left or slot.right:
+            raise NotCovered("a Linear shares its input with a convolution")
+
+
+def _assemble(tape: Tape) -> TapePlans:
+    along = _needed(tape.along, set())
+    reads_of_along = {i for draft in along for i in draft.reads}
+    point = _needed(tape.point, set(reads_of_along))
+    written_at_point = {draft.writes for draft in point}
+    kept = reads_of_along & written_at_point
+    kept_floats = sum(tape.slots[i].sample_pitch for i in kept)
+    block = KEPT_OF_BLOCK // (4 * max(1, kept_floats))
+    block = max(MIN_BLOCK, min(BLOCK, 1 << block.bit_length() >> 1))
+    sections = {}
+    for name, steps in (("point", point), ("along", along)):
+        _lifetimes(tape, steps)
+        sections[name] = _sections(tape, steps, block)
+        _choose_rooms(tape, steps, sections[name], block)
+    sub_block = max(
+        (s.samples for found in sections.values() for s in found if s.samples < block), default=1
+    )
+    for index in kept:
+        tape.slots[index].room, tape.slots[index].dedicated = Room.KEPT, True
+    room = {Room.WHOLE_BLOCK: block, Room.SUB_BLOCK: sub_block, Room.KEPT: block}
+    kept_size = round_up(assign_memory([tape.slots[i] for i in sorted(kept)], room), 16)
+    arena = 0
+    for steps in (point, along):
+        mine = sorted({d.writes for d in steps if d.writes is not None} - kept)
+        arena = round_up(assign_memory([tape.slots[i] for i in mine], room, arena), 16)
+    tape.block, tape.scratch_offset = block, arena
+    arena += max(draft.scratch() for draft in [*point, *along])
+    plans = {}
+    for name, steps in (("point", point), ("along", along)):
+        plans[name] = _numbers(tape, steps, sections[name], arena, block, name == "point")
+    empty = torch.zeros(0, dtype=torch.int32)
+    return TapePlans(
+        tape.kind,
+        plans["point"],
+        plans["along"],
+        torch.cat([*tape.indices, empty]),
+        tape.packed,
+        block,
+        kept_size,
+        max(tape.gradient_size, 16),
+        [draft.label for draft in [*point, *along]],
+        tape.packs,
+        tape.constants,
+        tape.parts,
+    )
+
+
+def _needed(steps: list[Draft], wanted: set[int]) -> list[Draft]:
+    """Without the steps whose results nobody reads; sums and the loss are results themselves."""
+    kept = []
+    for draft in reversed(steps):
+        if draft.writes is None or draft.writes in wanted:
+            kept.append(draft)
+            wanted |= set(draft.reads)
+    return kept[::-1]
+
+
+def _lifetimes(tape: Tape, steps: list[Draft]) -> None:
+    written = {draft.writes for draft in steps}
+    for position, draft in enumerate(steps):
+        for index in draft.touched:
+            if index in written:
+                slot = tape.slots[index]
+                slot.first_step = position if slot.first_step < 0 else slot.first_step
+                slot.last_step = position
+
+
+def _sections(tape: Tape, steps: list[Draft], block: int) -> list[records.Section]:
+    """Runs of steps on images, some samples at a time, and of steps on vectors, for a block."""
+    found: list[records.Section] = []
+    for position, draft in enumerate(steps):
+        vectors = id(draft) in tape.vector_steps
+        samples = block if vectors else min(block, _sub_block(tape, draft))
+        if found and found[-1].samples == samples:
+            found[-1].last_step = position + 1
+        else:
+            found.append(records.Section(samples, position, position + 1))
+    return found
+
+
+def _sub_block(tape: Tape, draft: Draft) -> int:
+    """A power of two for which four values like the largest of a step fill half of the cache."""
+    most = max(tape.slots[i].sample_pitch for i in draft.touched)
+    fitting = cache_bytes() // 2 // (4 * 4 * most)
+    return 1 << max(0, fitting.bit_length() - 1)
+
+
+def _choose_rooms(
+    tape: Tape, steps: list[Draft], sections: list[records.Section], block: int
+) -> None:
+    """What is used in one section of images only needs room for a sub-block."""
+    used: dict[int, set[int]] = {}
+    for number, section in enumerate(sections):
+        for draft in steps[section.first_step : section.last_step]:
+            for index in draft.touched:
+                used.setdefault(index, set()).add(number)
+    written = {draft.writes for draft in steps if draft.writes is not None}
+    for index in used.keys() & written:
+        numbers = used[index]
+        whole = len(numbers) > 1 or any(sections[n].samples == block for n in numbers)
+        tape.slots[index].room = Room.WHOLE_BLOCK if whole else Room.SUB_BLOCK
+
+
+def _numbers(
+    tape: Tape, steps: list[Draft], sections: list[records.Section], arena: int, block: int,
+    with_folds: bool,
+) -> Tensor:  # fmt: skip
+    folds = []
+    for fold in tape.folds if with_folds else []:
+        fold.scale, fold.shift = fold.scale + tape.packed, fold.shift + tape.packed
+        folds.append(fold)
+    for slot in tape.slots:
+        slot.offset = max(slot.offset, 0)  # of those that nobody needs
+    head = records.Head(
+        lanes=tape.lanes, arena=arena, block=block, packed=tape.packed, folded=tape.folded,
+        linear_first=0, tail=0, values=len(tape.slots), sections=len(sections), folds=len(folds),
+        roundings=0, steps=len(steps),
+    )  # fmt: skip
+    parts = [head, *(slot.record() for slot in tape.slots), *sections, *folds]
+    flat = [n for part in parts for n in records.numbers(part)]
+    for draft in steps:
+        flat += draft.make().numbers()
+    return torch.tensor(flat, dtype=torch.int64)

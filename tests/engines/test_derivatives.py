@@ -1,0 +1,319 @@
+"""Native gradients and curvature products against torch in float64."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import Phase, assume, given, settings
+from hypothesis import strategies as st
+from models import labels, normal
+from random_models import ACTIVATIONS, Apply, Combine, architectures
+from torch import Tensor, nn
+
+import pylandscape as pl
+from pylandscape.engines.derivatives import engine as module
+from pylandscape.engines.derivatives.engine import NativeDerivatives
+from pylandscape.engines.program import NotCovered
+
+KINDS = ("hessian", "ggn", "fisher")
+
+
+def natively(objective: pl.Objective) -> NativeDerivatives:
+    return objective.native_derivatives
+
+
+def pair(
+    model: nn.Module, loss: Any, data: tuple[Tensor, Tensor], precision: str = "fast"
+) -> tuple[NativeDerivatives, pl.Objective]:
+    """Native derivatives in float32 and the torch engine in float64."""
+    exact = copy.deepcopy(model).double().eval()
+    inputs, targets = data
+    as_float = targets.float() if targets.is_floating_point() else targets
+    mine = pl.Objective(
+        model.float().eval(), loss, (inputs.float(), as_float), engine="native", precision=precision
+    )
+    other_loss = copy.deepcopy(loss).double()
+    other = pl.Objective(exact, other_loss, (inputs.double(), targets), engine="torch")
+    return natively(mine), other
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    scale = torch.linalg.vector_norm(expected)
+    return float(torch.linalg.vector_norm(found.double() - expected) / (scale + 1e-12))
+
+
+def assert_agree(
+    native: NativeDerivatives, exact: pl.Objective, columns: int = 2, bound: float = 2e-5
+) -> None:
+    point = exact.center.float()
+    loss, gradient = native.loss_and_gradient(point)
+    expected_loss, expected = exact.loss_and_gradient(point.double())
+    assert abs(float(loss) - expected_loss) < 1e-5 * abs(expected_loss) + 1e-6
+    assert relative(gradient, expected) < bound
+    vectors = normal(exact.space.size, columns, seed=3)
+    for kind in KINDS:
+        name = f"{kind}_vector_product"
+        found = getattr(native, name)(point, vectors.float())
+        right = getattr(exact, name)(vectors, at=point.double())
+        # the product may be small beside the terms that cancel in it
+        floor = 1e-6 * float(torch.linalg.vector_norm(vectors))
+        difference = float(torch.linalg.vector_norm(found.double() - right))
+        assert difference < bound * float(torch.linalg.vector_norm(right)) + floor, kind
+
+
+def conv_net(activation: nn.Module, channels: int = 16) -> nn.Module:
+    """A stem, a convolution that runs in the Winograd domain, both kinds of pooling."""
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Conv2d(2, channels, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(channels, 20, 3, padding=1),
+        activation,
+        nn.AvgPool2d(3, 2, padding=1),
+        nn.Flatten(),
+        nn.Linear(20 * 6, 33),
+        nn.ReLU(),
+        nn.Linear(33, 5),
+    )
+
+
+def residual_net() -> nn.Module:
+    """Strides, 1x1 convolutions, batch_norm, an addition, a global pooling."""
+    torch.manual_seed(2)
+    body = nn.Sequential(
+        nn.Conv2d(16, 32, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.Conv2d(32, 32, 3, padding=1, bias=False),
+        nn.BatchNorm2d(32),
+    )
+    shortcut = nn.Sequential(nn.Conv2d(16, 32, 1, stride=2), nn.BatchNorm2d(32, affine=False))
+    model = nn.Sequential(
+        nn.Conv2d(2, 16, 3, padding=1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        Combine(body, shortcut, torch.add),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(32, 5),
+    )
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2)
+    return model
+
+
+IMAGES = normal(75, 2, 13, 11), labels(75, 5)
+IMAGE_NETS = {
+    "smooth": lambda: conv_net(nn.Tanh()),
+    "kinked": lambda: conv_net(nn.LeakyReLU(0.1), channels=17),
+    "residual": residual_net,
+}
+
+
+@pytest.mark.parametrize("name", IMAGE_NETS)
+@pytest.mark.parametrize("precision", ["fast", "exact"])
+def test_images(level: str, name: str, precision: str) -> None:
+    data = IMAGES
+    model = IMAGE_NETS[name]()
+    if name != "residual":
+        data = (IMAGES[0][:, :, :12, :8].contiguous(), IMAGES[1])
+    native, exact = pair(model, nn.CrossEntropyLoss(), data, precision)
+    assert_agree(native, exact)
+
+
+TWICE = [make for make in ACTIVATIONS if not isinstance(make(), nn.Hardsigmoid)]
+
+
+@pytest.mark.parametrize("make", TWICE, ids=lambda make: type(make()).__name__)
+def test_activation(level: str, make: Any) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 17), make(), nn.Linear(17, 4))
+    native, exact = pair(model, nn.CrossEntropyLoss(), (3 * normal(40, 6), labels(40, 4)))
+    assert_agree(native, exact)
+
+
+def test_what_torch_cannot_derive_is_not_verified() -> None:
+    model = nn.Sequential(nn.Linear(6, 17), nn.Hardsigmoid(), nn.Linear(17, 4))
+    data = normal(40, 6).float(), labels(40, 4)
+    with pytest.raises(NotCovered, match="no second derivative in torch"):
+        natively(pl.Objective(model, nn.CrossEntropyLoss(), data))
+
+
+WEIGHTS = torch.tensor([0.5, 1.0, 2.0, 1.5])
+LOSSES: dict[str, tuple[nn.Module, Tensor]] = {
+    "cross_entropy": (nn.CrossEntropyLoss(), labels(40, 4)),
+    "weights": (nn.CrossEntropyLoss(weight=WEIGHTS, ignore_index=2), labels(40, 4)),
+    "smoothing": (nn.CrossEntropyLoss(weight=WEIGHTS, label_smoothing=0.2), labels(40, 4)),
+    "bce": (nn.BCEWithLogitsLoss(pos_weight=WEIGHTS), (normal(40, 4) > 0).double()),
+    "mse": (nn.MSELoss(), normal(40, 4)),
+    "l1": (nn.L1Loss(), normal(40, 4)),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_loss(level: str, name: str) -> None:
+    loss, targets = LOSSES[name]
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 4))
+    native, exact = pair(model, loss, (normal(40, 6), targets))
+    assert_agree(native, exact)
+
+
+@settings(max_examples=12, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@given(architectures(), st.integers(1, 37))
+def test_random_architectures(case: tuple[nn.Module, tuple[int, ...]], samples: int) -> None:
+    model, shape = case
+    assume(any(True for _ in model.parameters()))
+    inputs = normal(samples, *shape, seed=samples)
+    with torch.no_grad():
+        outputs = copy.deepcopy(model).eval()(inputs)
+    loss: nn.Module = nn.MSELoss()
+    targets = normal(*outputs.shape, seed=2)
+    if outputs.ndim == 2 and outputs.shape[1] > 1:
+        loss, targets = nn.CrossEntropyLoss(), labels(samples, outputs.shape[1])
+    try:
+        native, exact = pair(model, loss, (inputs, targets))
+    except NotCovered:
+        assume(False)
+    # kinks that lie within a rounding of float32 give another derivative
+    assert_agree(native, exact, columns=1, bound=1e-3)
+
+
+# -- what must not matter ------------------------------------------------------------------------
+
+
+def small() -> NativeDerivatives:
+    data = IMAGES[0][:, :, :12, :8].contiguous(), IMAGES[1]
+    return pair(conv_net(nn.Tanh()), nn.CrossEntropyLoss(), data)[0]
+
+
+def products(native: NativeDerivatives, columns: int = 3) -> Tensor:
+    point = native.space.flatten(native.reference.module.model)
+    vectors = normal(len(point), columns, seed=5).float()
+    return torch.cat([getattr(native, f"{k}_vector_product")(point, vectors) for k in KINDS])
+
+
+def test_threads_change_no_bit(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHUNK_SAMPLES", 1)  # a chunk per block
+    native = small()
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(products(native, columns=1))
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+def test_what_is_kept_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    native = small()
+    first, again = products(native), products(native)
+    monkeypatch.setattr(module, "KEPT_BYTES", 0)
+    assert torch.equal(first, again)
+    assert torch.equal(first, products(small()))
+
+
+def test_columns_are_products_of_their_own() -> None:
+    native = small()
+    point = native.space.flatten(native.reference.module.model)
+    vectors = normal(len(point), 11, seed=5).float()  # more than share a pass
+    whole = native.hessian_vector_product(point, vectors)
+    for j in (0, 7, 8, 10):
+        assert torch.equal(native.hessian_vector_product(point, vectors[:, j]), whole[:, j])
+    assert native.hessian_vector_product(point, vectors[:, :0]).shape == (len(point), 0)
+
+
+def test_another_point_forgets_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    native = small()
+    point = native.space.flatten(native.reference.module.model)
+    v = normal(len(point), seed=6).float()
+    moved = point + 0.1 * normal(len(point), seed=7).float()
+    there = native.hessian_vector_product(moved, v)
+    native.hessian_vector_product(point, v)
+    assert torch.equal(native.hessian_vector_product(moved, v), there)
+    assert not torch.allclose(there, native.hessian_vector_product(point, v))
+
+
+def test_symmetry() -> None:
+    native = small()
+    point = native.space.flatten(native.reference.module.model)
+    u, v = normal(2, len(point), seed=8).float()
+    for kind in KINDS:
+        product = getattr(native, f"{kind}_vector_product")
+        left, right = u @ product(point, v), v @ product(point, u)
+        assert abs(float(left - right)) < 1e-5 * float(u.norm() * product(point, v).norm())
+
+
+def test_the_objective_uses_them() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 4))
+    data = normal(40, 6).float(), labels(40, 4)
+    auto = pl.Objective(model, nn.CrossEntropyLoss(), data)
+    v = normal(auto.space.size).float()
+    expected = natively(auto).hessian_vector_product(auto.center, v)
+    assert torch.equal(auto.hessian_vector_product(v), expected)
+    assert torch.equal(pl.Hessian(auto) @ v, expected)
+    by_torch = pl.Objective(model, nn.CrossEntropyLoss(), data, engine="torch")
+    assert relative(by_torch.hessian_vector_product(v), expected.double()) < 1e-5
+
+
+# -- models without ------------------------------------------------------------------------------
+
+
+def test_a_detached_branch_is_left_to_torch() -> None:
+    torch.manual_seed(0)
+    stopped = Apply(lambda x: x.detach())
+    model = nn.Sequential(
+        nn.Linear(6, 9), Combine(nn.Identity(), stopped, torch.add), nn.Linear(9, 4)
+    )
+    data = normal(40, 6).float(), labels(40, 4)
+    objective = pl.Objective(model, nn.CrossEntropyLoss(), data)
+    with pytest.raises(NotCovered):
+        natively(objective)
+    by_torch = pl.Objective(model, nn.CrossEntropyLoss(), data, engine="torch")
+    assert torch.equal(objective.gradient(), by_torch.gradient())
+
+
+def test_layers_without_derivatives_are_named() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 4))
+    objective = pl.Objective(model, nn.CrossEntropyLoss(), (normal(9, 6).float(), labels(9, 4)))
+    with pytest.raises(NotCovered, match="layer_norm"):
+        natively(objective)
+    assert "through PyTorch, because layer_norm" in str(pl.explain(objective))
+    objective.gradient()
+
+
+def test_infinite_parameters_are_left_to_torch() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 4))
+    data = normal(40, 6).float(), labels(40, 4)
+    auto = pl.Objective(model, nn.CrossEntropyLoss(), data)
+    by_torch = pl.Objective(model, nn.CrossEntropyLoss(), data, engine="torch")
+    point = auto.center
+    point[3] = torch.inf
+    left, right = auto.gradient(point), by_torch.gradient(point)
+    torch.testing.assert_close(left, right, equal_nan=True)
+
+
+def test_frozen_and_tied_parameters() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(7, 7), nn.Linear(7, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.tanh(self.first(torch.tanh(self.first(x)))))
+
+    torch.manual_seed(0)
+    model = Tied()
+    model.last.bias.requires_grad_(False)
+    native, exact = pair(model, nn.CrossEntropyLoss(), (normal(40, 7), labels(40, 4)))
+    assert_agree(native, exact)
+    model = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 9), nn.Tanh(), nn.Linear(9, 4))
+    model[2].requires_grad_(False)
+    native, exact = pair(model, nn.CrossEntropyLoss(), (normal(40, 6), labels(40, 4)))
+    assert_agree(native, exact)
