@@ -34,7 +34,7 @@ def peers_loop(model: nn.Module, inputs: Tensor, targets: Tensor) -> Loop:
 
 def loops(model: nn.Module, inputs: Tensor, targets: Tensor) -> Iterator[Loop]:
     """Every combination worth trying for this model."""
-    formats = (False, True) if inputs.ndim == 4 and _has_convolution(model) else (False,)
+    formats = (False, True) if inputs.ndim == 4 and has_convolution(model) else (False,)
     for channels_last in formats:
         for batch in BATCHES:
             if batch <= len(inputs):
@@ -44,7 +44,7 @@ def loops(model: nn.Module, inputs: Tensor, targets: Tensor) -> Iterator[Loop]:
                 yield _loop(model, inputs, targets, batch, channels_last, compiled=True)
 
 
-def _has_convolution(model: nn.Module) -> bool:
+def has_convolution(model: nn.Module) -> bool:
     return any(isinstance(module, nn.Conv2d) for module in model.modules())
 
 
@@ -57,7 +57,7 @@ def _loop(
     compiled: bool,
 ) -> Loop:
     names = [(name, p.shape, p.numel()) for name, p in model.named_parameters()]
-    arrange = _channels_last if channels_last else torch.Tensor.contiguous
+    arrange = arranged(channels_last)
 
     def total(parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         outputs = functional_call(model, parameters, (x,))
@@ -83,6 +83,11 @@ def _loop(
 
     how = ("compiled" if compiled else "eager", "channels-last" if channels_last else "default")
     return Loop(f"{how[0]}, {how[1]}, batch {batch}", losses)
+
+
+def arranged(channels_last: bool) -> Callable[[Tensor], Tensor]:
+    """Puts a tensor in a memory format."""
+    return _channels_last if channels_last else torch.Tensor.contiguous
 
 
 def _channels_last(tensor: Tensor) -> Tensor:

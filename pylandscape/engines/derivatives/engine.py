@@ -47,6 +47,10 @@ class NativeDerivatives:
         self._seconds: dict[str, float] = {}  # of one sample and direction, as last measured
         self._verify()
 
+    def forget(self) -> None:
+        """Lets the next product compute what it needs of the point, as if the point were new."""
+        self._kept_for = None
+
     @property
     def bytes_per_sample(self) -> int:
         """Of activations and cotangents that a Hessian-vector product needs of the point."""
