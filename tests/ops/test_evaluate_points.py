@@ -221,4 +221,4 @@ def test_opcheck() -> None:
     packed, *rest = arguments(engine, center.float(), *directions.float())
     sums = torch.zeros(3, 7, dtype=torch.float64)
     operands = (sums, packed, torch.zeros(3, 2), *rest, 0, N)
-    torch.library.opcheck(torch.ops.pylandscape.evaluate_points, operands)
+    torch.library.opcheck(torch.ops.pylandscape.evaluate_points.default, operands)

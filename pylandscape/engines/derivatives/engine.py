@@ -187,7 +187,7 @@ class NativeDerivatives:
         """Compares a gradient and a Hessian-vector product of a few samples with torch's."""
         native, reference = self.native, self.reference
         few = min(PROBE_SAMPLES, native.samples)
-        vector = self.space.flatten(reference.module.model)
+        vector = self.space.flatten(reference.module.model).float()
         generator = torch.Generator().manual_seed(0)
         direction = torch.randn(self.space.size, generator=generator)
         batch = native._inputs[:few], native._targets[:few]
