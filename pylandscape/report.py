@@ -61,7 +61,7 @@ def page(summary: Summary) -> str:
         _facts(summary),
         _verdicts(summary["claims"]),
         _curvature(summary["measurements"]),
-        _flatness(summary["measurements"], summary["solutions"]),
+        _flatness(summary["measurements"], summary["solutions"], summary["settings"]),
         _paths(summary["measurements"]),
         _figures(summary["figures"]),
         LIMITS,
@@ -216,7 +216,9 @@ RANKED = {
 }
 
 
-def _flatness(m: Mapping[str, Sequence[float]], solutions: Sequence[str]) -> str:
+def _flatness(
+    m: Mapping[str, Sequence[float]], solutions: Sequence[str], settings: Mapping[str, Any]
+) -> str:
     if "solution_lambda_max" not in m:
         return ""
     measures = [name for name in RANKED if f"solution_{name}" in m]
@@ -238,8 +240,10 @@ def _flatness(m: Mapping[str, Sequence[float]], solutions: Sequence[str]) -> str
     head += ["test loss", "test accuracy", *(RANKED[measure] for measure in measures)]
     ranks = [[RANKED[name], *(f"{value:+.2f}" for value in m[f"rank_{name}"])] for name in measures]
     text = (
-        "## Flatness and generalisation\n\nSix networks from one initialisation, trained until the "
-        "training loss is small; curvature and sharpness over the same random training digits. One "
+        "## Flatness and generalisation\n\nSix networks from one initialisation, learning rate "
+        f"{settings['solution_learning_rate']}, trained until the training loss is at most "
+        f"{settings['solution_loss']} (or for {settings['solution_epochs']} epochs); curvature and "
+        f"sharpness over the same {settings['flatness_samples']:,} random training digits. One "
         f"standard error of a test accuracy is {m['test_error_stderr'][0]:.2%}.\n\n"
         + table(head, rows)
         + "\nRank correlation over the six; positive where sharper solutions are worse. Of "

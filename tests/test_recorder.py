@@ -270,6 +270,26 @@ def test_names_have_no_prefix_of_a_wrapper(tmp_path, wrap):
     assert torch.equal(space.flatten(model), path.vector(0, space))
 
 
+def test_names_have_no_prefix_of_distributed_data_parallel(tmp_path):
+    distributed = torch.distributed
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        plain = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+        model = nn.parallel.DistributedDataParallel(plain)
+        optimizer = sgd(model)
+        with pl.Recorder(tmp_path).attach(model, optimizer):
+            model(torch.randn(4, 3)).sum().backward()
+            optimizer.step()
+    finally:
+        distributed.destroy_process_group()
+    path = pl.Trajectory(tmp_path)
+    assert path.state(0).keys() == plain.state_dict().keys()
+    assert torch.equal(path.state(1)["0.weight"], plain[0].weight)
+    assert path.log.grad_norm.item() == pytest.approx(
+        nn.utils.get_total_norm([p.grad for p in plain.parameters()]).item()
+    )
+
+
 # -- nothing is changed ---------------------------------------------------------------------------
 
 
