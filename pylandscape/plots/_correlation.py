@@ -102,7 +102,8 @@ def correlation(
     varies = finite.sum() > 1 and np.ptp(xs[finite]) > 0 and np.ptp(ys[finite]) > 0
     rank = f"{spearmanr(xs[finite], ys[finite]).statistic:.2f}" if varies else "not defined"
     note = f"Rank correlation of {int(finite.sum())} solutions: {rank}."
-    return _style.finish(ax, compose(caption, table, note))
+    bars = "Bars: standard errors or residuals." if any(e is not None for e in errors) else ""
+    return _style.finish(ax, compose(caption, table, note, bars))
 
 
 def _errors(table: xr.Dataset, name: str) -> np.ndarray | None:

@@ -77,8 +77,8 @@ class StudyConfig:
         "average",
         "sam",
     )
-    flatness_samples: int = 1_000  # random training digits behind each measure of flatness
-    trace_error: float = 0.1  # relative standard error of tr H
+    flatness_samples: int = 500  # random training digits behind each measure of flatness
+    trace_error: float = 0.15  # relative standard error of tr H
     trace_products: int = 100  # at most, to reach that
     curve_steps: int = 800
     curve_learning_rate: float = 0.02

@@ -81,8 +81,9 @@ def _first_slice(slices: xr.Dataset) -> xr.Dataset:
 
 def _flatness_plot(flatness: xr.Dataset, solutions: xr.Dataset) -> matplotlib.figure.Figure:
     error = 1 - solutions["test_accuracy"]
+    stderr = (error * (1 - error) / solutions.attrs["test_samples"]) ** 0.5
     return plots.correlation(
-        flatness.assign(test_error=error),
+        flatness.assign(test_error=error, test_error_stderr=stderr),
         "lambda_max",
         "test_error",
         names=SOLUTIONS,
@@ -229,8 +230,8 @@ _DRAWINGS: tuple[_Drawing, ...] = (
         "The largest eigenvalue and the test error of six solutions",
         ("flatness", "solutions"),
         _flatness_plot,
-        "All were trained to about the same training loss. // Rank correlation {m[rank_lambda_max]"
-        "[0]:.2f}; one standard error of a test error is {m[test_error_stderr][0]:.2%}.",
+        "All were trained to about the same training loss; bars are one standard error. // Rank "
+        "correlation {m[rank_lambda_max][0]:.2f}.",
     ),
     _Drawing(
         "rescaling",
