@@ -1,6 +1,7 @@
 """Native gradients and curvature products against torch in float64."""
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -240,6 +241,30 @@ def test_another_point_forgets_the_last(monkeypatch: pytest.MonkeyPatch) -> None
     native.hessian_vector_product(point, v)
     assert torch.equal(native.hessian_vector_product(moved, v), there)
     assert not torch.allclose(there, native.hessian_vector_product(point, v))
+
+
+def test_frozen_tensors_may_change_between_two_products() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 4))
+    model[0].requires_grad_(False)
+    data = normal(40, 6).float(), labels(40, 4)
+    objective = pl.Objective(model, nn.CrossEntropyLoss(), data)
+    v = normal(objective.space.size).float()
+    before = objective.hessian_vector_product(v)
+    with torch.no_grad():
+        model[0].weight.mul_(2)
+    by_torch = pl.Objective(model, nn.CrossEntropyLoss(), data, engine="torch")
+    after = objective.hessian_vector_product(v)
+    assert relative(after, by_torch.hessian_vector_product(v).double()) < 1e-5
+    assert relative(before, after.double()) > 1e-3
+
+
+def test_an_objective_with_derivatives_can_be_pickled() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 4))
+    objective = pl.Objective(model, nn.CrossEntropyLoss(), (normal(9, 6).float(), labels(9, 4)))
+    gradient = objective.gradient()
+    assert torch.equal(pickle.loads(pickle.dumps(objective)).gradient(), gradient)
 
 
 def test_symmetry() -> None:

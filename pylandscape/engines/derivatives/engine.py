@@ -1,6 +1,7 @@
 """Gradients and curvature products by compiled kernels, over the Program of the native engine."""
 
 import time
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,10 +43,14 @@ class NativeDerivatives:
         self._tapes: dict[str, TapePlans] = {}
         self._kept = torch.zeros(0, 0)
         self._kept_kind = ""
-        self._kept_for: tuple[str, Tensor, Tensor] | None = None
+        self._kept_for: list[Tensor] | None = None  # the point and the model's other tensors
         self._center = torch.zeros(0)
         self._seconds: dict[str, float] = {}  # of one sample and direction, as last measured
         self._verify()
+
+    def __reduce__(self) -> Any:
+        """Where it is unpickled it is made anew, like the native engine."""
+        return NativeDerivatives, (self.native,)
 
     def forget(self) -> None:
         """Lets the next product compute what it needs of the point, as if the point were new."""
@@ -96,13 +101,15 @@ class NativeDerivatives:
         """Sums [7] of the loss, if the point was run, and means of derivatives [max(V, 1), P]."""
         tape, state = self._tape(kind), self.native._state(vector)
         constants = tape.constants(state)
-        if not self._is_kept(kind, vector, constants):
-            self._forget(kind, tape)
+        trained = {entry.name for entry in self.space.entries}
+        others = [tensor for name, tensor in state.items() if name not in trained]
+        if not self._is_kept(kind, [vector, *others]):
+            self._make_room(kind, tape)
             self._center = torch.zeros(tape.packed)
             tape.pack(state, self._center)
         sums, totals = self._sums(tape, state, constants, directions, self.native.samples)
         if len(self._kept):
-            self._kept_for = (kind, vector.clone(), constants)
+            self._kept_for = [tensor.clone() for tensor in (vector, *others)]
         return sums, (totals / self.reference.total_weight).float()
 
     def _sums(
@@ -147,17 +154,14 @@ class NativeDerivatives:
                 flat[entry.slice] = found[entry.name].reshape(-1)
         return flat
 
-    def _is_kept(self, kind: str, vector: Tensor, constants: Tensor) -> bool:
+    def _is_kept(self, kind: str, tensors: list[Tensor]) -> bool:
         known = self._kept_for
         return (
-            known is not None
-            and known[0] == kind
-            and torch.equal(known[1], vector)
-            and torch.equal(known[2], constants)
+            known is not None and self._kept_kind == kind and all(map(torch.equal, known, tensors))
         )
 
-    def _forget(self, kind: str, tape: TapePlans) -> None:
-        """Makes room for what is kept of another point; halos and paddings must be zeros."""
+    def _make_room(self, kind: str, tape: TapePlans) -> None:
+        """For what is kept of another point; halos and paddings must be zeros."""
         self._kept_for = None
         shape = (-(-self.native.samples // tape.block), tape.kept)
         if kind == "gradient" or 4 * shape[0] * shape[1] > KEPT_BYTES:
