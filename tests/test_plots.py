@@ -332,9 +332,10 @@ def test_save_writes_both_files(tmp_path):
     assert b"CreationDate" not in pdf.read_bytes()
 
 
-def test_they_come_with_the_package():
+def test_they_come_with_the_package(tmp_path):
     code = "import pylandscape as pl; print(pl.plots.contour.__name__)"
-    outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    command = [sys.executable, "-c", code]  # away from the source tree, which may hold no binary
+    outcome = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert outcome.stdout.strip() == "contour", outcome.stderr
 
 
