@@ -39,7 +39,7 @@ def study(
     """Train two CNNs on MNIST, look at their loss landscape, and test the paper's claims.
 
     Writes STUDY.md, summary.json, figures and the data behind them into one folder. Takes about
-    five minutes on two cores. Ctrl-C keeps the finished stages; --resume goes on from there.
+    four minutes on two cores. Ctrl-C keeps the finished stages; --resume goes on from there.
 
     Parameters
     ----------

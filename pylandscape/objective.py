@@ -243,6 +243,11 @@ class Objective:
         """The engine in use: `native` or `torch`."""
         return self._engine.name if self._native is None else self._native.name
 
+    @property
+    def derivative_engine(self) -> str:
+        """The engine of gradients and curvature products: `native` or `torch`."""
+        return self._derivatives.name
+
     def loss(self, at: Tensor | None = None) -> float:
         """L at a point [P], by default at the model's own parameters."""
         return float(self.evaluate(self._point(at, "loss")[None])["loss"])

@@ -1,11 +1,13 @@
 """Random small networks of covered operators, for tests that compare engines."""
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
+from models import labels, normal
 from torch import Tensor, nn
 
 Draw = Callable[..., Any]
@@ -282,3 +284,12 @@ def _heads(draw: Draw, shape: Shape) -> list[nn.Module]:
         return [nn.Flatten(), nn.Linear(size, outputs)]
     axes = tuple(range(2, len(shape) + 1))
     return [Apply(lambda x: x.mean(axes)), nn.Linear(shape[0], outputs)]
+
+
+def loss_and_targets(model: nn.Module, inputs: Tensor) -> tuple[nn.Module, Tensor]:
+    """Cross-entropy where the outputs are scores of several classes, else squared errors."""
+    with torch.no_grad():
+        outputs = copy.deepcopy(model).eval()(inputs)
+    if outputs.ndim == 2 and outputs.shape[1] > 1:
+        return nn.CrossEntropyLoss(), labels(len(inputs), outputs.shape[1])
+    return nn.MSELoss(), normal(*outputs.shape, seed=2)

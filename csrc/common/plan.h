@@ -225,22 +225,13 @@ struct Combine : Step {
 
 // spread = 0: out = the source at the place of each window's maximum of `in`; 1: the source of a
 // window goes there. rectified = 1: `in` is what a relu returned, and nothing passes where it is 0.
-struct MaxPoolGradient : Step {
-  Int in, source, out;
-  Int kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
-  Int spread, rectified;
+struct MaxPoolGradient : Pool {
+  Int source, spread, rectified;
 };
 
-// The source of a window goes to all of its pixels, in the shares of the mean.
-struct AveragePoolGradient : Step {
-  Int source, out;
-  Int kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w;
-  Int count_padding, divisor;
-};
-
-struct AdaptivePoolGradient : Step {
-  Int source, out;
-};
+// `in` of a window goes to all of its pixels in `out`, in the shares of the mean.
+struct AveragePoolGradient : Pool {};
+struct AdaptivePoolGradient : AdaptivePool {};
 
 // One or two products of inputs and cotangents of outputs, summed into the gradient at `offset`.
 struct Pairs {

@@ -30,7 +30,6 @@
 namespace pylandscape {
 namespace {
 
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr Int kLossSums = 7;
@@ -72,17 +71,7 @@ void evaluate_points_cpu(const Tensor& sums, const Tensor& packed, const Tensor&
   const Int samples = last - first;
   if (points == 0 || samples <= 0) return;
 
-  Context context{};
-  context.values = plan.values;
-  context.constants = constants.const_data_ptr<float>();
-  context.indices = indices.const_data_ptr<std::int32_t>();
-  context.inputs = inputs.const_data_ptr<float>();
-  context.input_stride = inputs.stride(0);
-  if (targets.scalar_type() == ScalarType::Long) {
-    context.classes = targets.const_data_ptr<Int>();
-  } else {
-    context.targets = targets.const_data_ptr<float>();
-  }
+  Context context = make_context(plan, inputs, targets, constants, indices);
   context.first_sample = first;
 
   const bool by_block = plan.head->linear_first != 0;
@@ -128,10 +117,7 @@ void evaluate_points_cpu(const Tensor& sums, const Tensor& packed, const Tensor&
   double* out = sums.mutable_data_ptr<double>();
   for (Int k = 0; k < points; ++k, out += kLossSums) {
     for (Int block = 0; block < blocks; ++block) {
-      const BlockSums& part = partial[k * blocks + block];
-      const double terms[kLossSums] = {part.a,  part.aa,      part.ab,     part.b,
-                                       part.bb, part.correct, part.counted};
-      for (Int i = 0; i < kLossSums; ++i) out[i] += terms[i];
+      add_sums(partial[k * blocks + block], out);
     }
   }
 }

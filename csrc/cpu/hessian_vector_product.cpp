@@ -32,7 +32,6 @@
 namespace pylandscape {
 namespace {
 
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 // Lets threads add their chunks one after another, in the order of the chunks.
@@ -85,18 +84,8 @@ void hessian_vector_product_cpu(const Tensor& products, const Tensor& sums, cons
     fold(at_point, constants.const_data_ptr<float>(), j == 0 ? 1.0f : 0.0f, to);
   }
 
-  Context context{};
-  context.values = at_point.values;
+  Context context = make_context(at_point, inputs, targets, constants, indices);
   context.weights = weights.get();
-  context.constants = constants.const_data_ptr<float>();
-  context.indices = indices.const_data_ptr<std::int32_t>();
-  context.inputs = inputs.const_data_ptr<float>();
-  context.input_stride = inputs.stride(0);
-  if (targets.scalar_type() == ScalarType::Long) {
-    context.classes = targets.const_data_ptr<Int>();
-  } else {
-    context.targets = targets.const_data_ptr<float>();
-  }
   const bool is_stored = kept.numel() > 0;
   float* stored = is_stored ? kept.mutable_data_ptr<float>() : nullptr;
   double* out = products.mutable_data_ptr<double>();
@@ -134,11 +123,7 @@ void hessian_vector_product_cpu(const Tensor& products, const Tensor& sums, cons
       });
     }
   });
-  double* total = sums.mutable_data_ptr<double>();
-  for (const BlockSums& part : partial) {
-    const double terms[] = {part.a, part.aa, part.ab, part.b, part.bb, part.correct, part.counted};
-    for (int i = 0; i < 7; ++i) total[i] += terms[i];
-  }
+  for (const BlockSums& part : partial) add_sums(part, sums.mutable_data_ptr<double>());
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pylandscape, CPU, m) {

@@ -101,7 +101,8 @@ class CurvatureOperator:
     def describe(self) -> dict[str, Any]:
         """How results are made, for their attributes: only strings, numbers and lists of them."""
         block = {} if self._slices is None else {"only": list(self.names)}
-        return {"matrix": self.kind, "size": self._size} | block | self.objective.describe()
+        made = self.objective.describe() | {"engine": self.objective.derivative_engine}
+        return {"matrix": self.kind, "size": self._size} | block | made
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """The product with a vector [n] or with every column of a block [n, K].

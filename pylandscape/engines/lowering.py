@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +17,29 @@ from pylandscape.engines.program import Node, Program
 from pylandscape.engines.records import NONE, Activation, Epilogue, FusedPool
 
 State = Mapping[str, Tensor]
+
+
+@dataclass
+class Packing:
+    """How parameters are put in the kernels' order.
+
+    Attributes:
+        packed: floats of a packed parameter vector.
+    """
+
+    packed: int
+    _packs: list[tuple[int, Callable[[State], Tensor]]] = field(repr=False)
+    _constants: list[Callable[[State], Tensor]] = field(repr=False)
+
+    def pack(self, state: State, out: Tensor) -> None:
+        """Writes the tensors of `state` into `out` [packed] in the kernels' order."""
+        for offset, pack in self._packs:
+            part = pack(state)
+            out[offset : offset + part.numel()] = part
+
+    def constants(self, state: State) -> Tensor:
+        """What does not depend on the point: float32, among it the statistics of batch_norm."""
+        return torch.cat([make(state).reshape(-1).float() for make in self._constants])
 
 
 class Folded(int):
@@ -155,6 +178,10 @@ class Lowering:
             return records.Move(source, target, offset, len(runs))
 
         self.draft([source], target, make, f"move {len(chosen)} elements")
+
+    def all_indices(self) -> Tensor:
+        """What the moves of the steps made so far read."""
+        return torch.cat([*self.indices, torch.zeros(0, dtype=torch.int32)])
 
     def draft(
         self,

@@ -154,10 +154,14 @@ class NativeEngine:
         """The centre and the directions in the kernels' order [1 + D, packed]."""
         packed = torch.zeros(1 + count, self.plan.packed, device=self._inputs.device)
         self.plan.pack(self._state(center), packed[0])
-        fixed = {name: torch.zeros(tensor.shape) for name, tensor in self._state().items()}
-        for row, vector in zip(packed[1:], vectors, strict=True):
-            self.plan.pack(fixed | self.space.unflatten(vector.float()), row)
+        self.pack_directions(self.plan, vectors, packed[1:])
         return packed
+
+    def pack_directions(self, plan: Any, vectors: Iterable[Tensor], rows: Tensor) -> None:
+        """Writes directions [P] into rows [packed] of a plan; along them, what is fixed is zero."""
+        fixed = {name: torch.zeros(tensor.shape) for name, tensor in self._state().items()}
+        for row, vector in zip(rows, vectors, strict=True):
+            plan.pack(fixed | self.space.unflatten(vector.float()), row)
 
     def _state(self, vector: Tensor | None = None) -> dict[str, Tensor]:
         """The model's tensors by name, the parameters as they are or from `vector`."""

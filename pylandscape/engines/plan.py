@@ -12,8 +12,8 @@ The plan is made once per objective. Its parts:
 """
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 from pylandscape.engines import products, records
 from pylandscape.engines import simple_layers as simple
 from pylandscape.engines.layout import Slot, assign_memory, round_up
-from pylandscape.engines.lowering import Draft, Folded, Lowering, State
+from pylandscape.engines.lowering import Draft, Folded, Lowering, Packing
 from pylandscape.engines.program import Node, NotCovered, Program
 from pylandscape.engines.records import NONE, Activation, Epilogue, Room
 from pylandscape.engines.simple_layers import LossSpec
@@ -52,11 +52,10 @@ OPERATORS: Mapping[str, Callable[[Lowering, Node], None]] = {
 
 
 @dataclass
-class Plan:
+class Plan(Packing):
     """What `evaluate_points` runs. `numbers` is the plan itself, `pack` makes its parameters.
 
     Attributes:
-        packed: floats of a parameter vector in the kernels' order.
         block, sub_block: samples that layers on vectors, and on images, run for at a time.
         linear_first: the products of the first layer are formed per direction, not per point.
         arena_bytes: of activations and scratch, per thread.
@@ -66,7 +65,6 @@ class Plan:
 
     numbers: Tensor
     indices: Tensor
-    packed: int
     lanes: int
     block: int
     sub_block: int
@@ -74,18 +72,6 @@ class Plan:
     arena_bytes: int
     slots: list[Slot]
     steps: list[str]
-    _packs: list[tuple[int, Callable[[State], Tensor]]] = field(repr=False)
-    _constants: list[Callable[[State], Tensor]] = field(repr=False)
-
-    def pack(self, state: State, out: Tensor) -> None:
-        """Writes the tensors of `state` into `out` [packed] in the kernels' order."""
-        for offset, pack in self._packs:
-            part = pack(state)
-            out[offset : offset + part.numel()] = part
-
-    def constants(self, state: State) -> Tensor:
-        """What does not depend on the point: float32, among it the statistics of batch_norm."""
-        return torch.cat([make(state).reshape(-1).float() for make in self._constants])
 
 
 def make_plan(
@@ -135,46 +121,61 @@ def _assemble(low: Lowering, samples: int) -> Plan:
         sections.append(records.Section(sub_block, 0, boundary))
     sections.append(records.Section(block, boundary, len(steps)))
     linear_first = _starts_linear(low, steps)
+    arena = scratch + max(draft.scratch() for draft in low.drafts)
+    tail = low.first_linear_size if linear_first else 0
+    return Plan(
+        packed=low.packed,
+        _packs=low.packs,
+        _constants=low.constants,
+        numbers=encoded(low, steps, sections, arena, block, linear_first, tail),
+        indices=low.all_indices(),
+        lanes=low.lanes,
+        block=block,
+        sub_block=sub_block if boundary else block,
+        linear_first=linear_first,
+        arena_bytes=4 * arena,
+        slots=low.slots,
+        steps=list(map(_label, low.drafts, steps)),
+    )
+
+
+def encoded(
+    low: Lowering,
+    steps: Sequence[records.Step],
+    sections: Sequence[records.Section],
+    arena: int,
+    block: int,
+    linear_first: bool = False,
+    tail: int = 0,
+) -> Tensor:
+    """A plan as the int64 numbers that `read_plan` in csrc/cpu/layers/reading.h reads."""
+    folds = [  # the folded vectors stand behind the packed ones
+        replace(fold, scale=fold.scale + low.packed, shift=fold.shift + low.packed)
+        for fold in low.folds
+    ]
     head = records.Head(
         lanes=low.lanes,
-        arena=scratch + max(draft.scratch() for draft in low.drafts),
+        arena=arena,
         block=block,
         packed=low.packed,
         folded=low.folded,
         linear_first=linear_first,
-        tail=low.first_linear_size if linear_first else 0,
+        tail=tail,
         values=len(low.slots),
         sections=len(sections),
-        folds=len(low.folds),
+        folds=len(folds),
         roundings=len(low.roundings),
         steps=len(steps),
     )
-    parts: list[Any] = [head, *(s.record() for s in low.slots), *sections]
-    for fold in low.folds:  # the folded vectors stand behind the packed ones
-        fold.scale, fold.shift = fold.scale + low.packed, fold.shift + low.packed
-        parts.append(fold)
-    parts += low.roundings
+    slots = (slot.record() for slot in low.slots)
+    parts: list[Any] = [head, *slots, *sections, *folds, *low.roundings]
     flat = [n for part in parts for n in records.numbers(part)]
     for step in steps:
         epilogue = getattr(step, "epilogue", None)
         if epilogue is not None:
             _settle(low, epilogue)
         flat += step.numbers()
-    empty = torch.zeros(0, dtype=torch.int32)
-    return Plan(
-        numbers=torch.tensor(flat, dtype=torch.int64),
-        indices=torch.cat([*low.indices, empty]),
-        packed=low.packed,
-        lanes=low.lanes,
-        block=block,
-        sub_block=sub_block if boundary else block,
-        linear_first=linear_first,
-        arena_bytes=4 * head.arena,
-        slots=low.slots,
-        steps=list(map(_label, low.drafts, steps)),
-        _packs=low.packs,
-        _constants=low.constants,
-    )
+    return torch.tensor(flat, dtype=torch.int64)
 
 
 def _label(draft: Draft, step: records.Step) -> str:

@@ -274,7 +274,7 @@ class Linear(Step):
 
 
 @dataclass
-class _Pool(Step):
+class Pool(Step):
     input: int
     out: int
     kernel_h: int
@@ -290,12 +290,12 @@ class _Pool(Step):
 
 
 @dataclass
-class MaxPool(_Pool):
+class MaxPool(Pool):
     kind, name = 5, "max_pool"
 
 
 @dataclass
-class AveragePool(_Pool):
+class AveragePool(Pool):
     kind, name = 6, "avg_pool"
 
 
@@ -364,121 +364,3 @@ class Loss(Step):
     smoothing: int
     ignore_index: int
     count_correct: int
-
-
-# -- steps of derivatives ------------------------------------------------------------------------
-
-
-@dataclass
-class Slope(Step):
-    kind, name = 17, "slope"
-    input: int
-    source: int
-    tangent: int
-    cotangent: int
-    out: int
-    activation: int
-    constants: int
-
-
-@dataclass
-class Combine(Step):
-    kind, name = 18, "combine"
-    left: int
-    right: int
-    out: int
-    left_scale: int = NONE
-    right_scale: int = NONE
-    shift: int = NONE
-
-
-@dataclass
-class MaxPoolGradient(Step):
-    kind, name = 19, "max_pool gradient"
-    input: int
-    source: int
-    out: int
-    kernel_h: int
-    kernel_w: int
-    stride_h: int
-    stride_w: int
-    pad_h: int
-    pad_w: int
-    dilation_h: int
-    dilation_w: int
-    spread: int
-    rectified: int
-
-
-@dataclass
-class AveragePoolGradient(Step):
-    kind, name = 20, "avg_pool gradient"
-    source: int
-    out: int
-    kernel_h: int
-    kernel_w: int
-    stride_h: int
-    stride_w: int
-    pad_h: int
-    pad_w: int
-    count_padding: int
-    divisor: int
-
-
-@dataclass
-class AdaptivePoolGradient(Step):
-    kind, name = 21, "adaptive_avg_pool gradient"
-    source: int
-    out: int
-
-
-@dataclass
-class Pairs:
-    left: int
-    right: int
-    second_left: int = NONE
-    second_right: int = NONE
-
-
-@dataclass
-class ConvolutionGradient(Step):
-    kind, name = 22, "conv gradient"
-    pairs: Pairs
-    offset: int
-    kernel_h: int
-    kernel_w: int
-    stride_h: int
-    stride_w: int
-    pad_h: int
-    pad_w: int
-    dilation_h: int
-    dilation_w: int
-
-
-@dataclass
-class LinearGradient(Step):
-    kind, name = 23, "linear gradient"
-    pairs: Pairs
-    offset: int
-    depth: int
-
-
-@dataclass
-class ChannelGradient(Step):
-    kind, name = 24, "channel gradient"
-    pairs: Pairs
-    offset: int
-
-
-@dataclass
-class LossGradient(Step):
-    kind, name = 25, "loss gradient"
-    input: int
-    tangent: int
-    out: int
-    loss: int
-    outputs: int
-    weights: int
-    smoothing: int
-    ignore_index: int
-    fisher: int

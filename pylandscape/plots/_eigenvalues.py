@@ -154,12 +154,27 @@ def _array(numbers: Any) -> Floats:
     return np.asarray(numbers, dtype=np.float64)
 
 
+def _digits_that_count(value: float, residual: float) -> str:
+    """At most three digits, none beyond the residual; a value within it is not told from zero.
+
+    Example:
+        >>> _digits_that_count(0.3066, 1e-6), _digits_that_count(0.0226, 0.004)
+        ('0.307', '0.02')
+        >>> _digits_that_count(-3.5e-5, 0.002)
+        '≈0'
+    """
+    if abs(value) <= residual:
+        return "≈0"
+    known = 3 if residual == 0 else int(np.clip(np.log10(abs(value) / residual) + 1, 1, 3))
+    return number_texts([float(f"{value:.{known}g}")])[0]
+
+
 def _write_values(ax: Axes, rank: Floats, values: Floats, residuals: Floats) -> None:
     """The numbers beyond the heads and bars, and room for them."""
     for x, value, residual in zip(rank, values, residuals, strict=True):
         sign = 1 if value >= 0 else -1
         ax.annotate(
-            number_texts([float(f"{value:.3g}")])[0],
+            _digits_that_count(value, residual),
             (x, value + sign * residual),
             (0, 4 * sign),
             textcoords="offset points",

@@ -85,6 +85,7 @@ def profile(
     attrs = {
         "kind": "sharpness profile",
         **objective.describe(),
+        "engine": objective.derivative_engine,
         "lambda_max": largest,
         "residual": float(pairs.residuals[0]),
         "gradient_norm": length,

@@ -148,5 +148,10 @@ def table(
             "parameters": ("measure", words),
         },
         coords={"measure": chosen},
-        attrs={"kind": "sharpness table", **objective.describe(), "loss": objective.loss(center)},
+        attrs={
+            "kind": "sharpness table",
+            **objective.describe(),
+            "engine": objective.derivative_engine,
+            "loss": objective.loss(center),
+        },
     )

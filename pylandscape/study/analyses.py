@@ -126,7 +126,9 @@ def curvature_path(study: Study) -> xr.Dataset:
             "sam": ("step", rises),
         },
         coords={"step": steps, "epoch": ("step", steps / steps_per_epoch)},
-        attrs={"kind": "spectrum along a path"} | objective.describe(),
+        attrs={"kind": "spectrum along a path"}
+        | objective.describe()
+        | {"engine": objective.derivative_engine},
     )
 
 

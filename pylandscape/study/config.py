@@ -118,7 +118,7 @@ class StudyConfig:
 
 
 def default_config(seed: int = 0) -> StudyConfig:
-    """The study on the embedded rows: about five minutes on two cores."""
+    """The study on the embedded rows: about four minutes on two cores."""
     return StudyConfig(seed=seed)
 
 

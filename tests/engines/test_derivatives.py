@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from models import labels, normal
-from random_models import ACTIVATIONS, Apply, Combine, architectures
+from random_models import ACTIVATIONS, Apply, Combine, architectures, loss_and_targets
 from torch import Tensor, nn
 
 import pylandscape as pl
@@ -175,12 +175,7 @@ def test_random_architectures(case: tuple[nn.Module, tuple[int, ...]], samples: 
     model, shape = case
     assume(any(True for _ in model.parameters()))
     inputs = normal(samples, *shape, seed=samples)
-    with torch.no_grad():
-        outputs = copy.deepcopy(model).eval()(inputs)
-    loss: nn.Module = nn.MSELoss()
-    targets = normal(*outputs.shape, seed=2)
-    if outputs.ndim == 2 and outputs.shape[1] > 1:
-        loss, targets = nn.CrossEntropyLoss(), labels(samples, outputs.shape[1])
+    loss, targets = loss_and_targets(model, inputs)
     try:
         native, exact = pair(model, loss, (inputs, targets))
     except NotCovered:

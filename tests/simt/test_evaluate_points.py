@@ -8,7 +8,7 @@ import torch
 from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 from models import labels, mlp, normal, seeded
-from random_models import Apply, Combine, architectures, randomised
+from random_models import Apply, Combine, architectures, loss_and_targets, randomised
 from simt.kernels import load
 from torch import Tensor, nn
 
@@ -103,12 +103,7 @@ def test_random_architectures(
     model, shape = case
     assume(any(True for _ in model.parameters()))
     inputs = normal(samples, *shape, seed=samples)
-    with torch.no_grad():
-        outputs = copy.deepcopy(model).eval()(inputs)
-    loss: nn.Module = nn.MSELoss()
-    targets = normal(*outputs.shape, seed=2)
-    if outputs.ndim == 2 and outputs.shape[1] > 1:
-        loss, targets = nn.CrossEntropyLoss(), labels(samples, outputs.shape[1])
+    loss, targets = loss_and_targets(model, inputs)
     try:
         assert_agree(model, loss, (inputs, targets), 3, directions, tolerance=5e-5)
     except NotCovered as obstacle:

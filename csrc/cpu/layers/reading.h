@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include <torch/csrc/stable/tensor.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <memory>
@@ -12,6 +14,7 @@
 #include "common/isa.h"
 #include "common/parallel.h"
 #include "common/plan.h"
+#include "cpu/layers/context.h"
 
 namespace pylandscape {
 
@@ -57,6 +60,31 @@ inline PlanView read_plan(const Int* numbers, Int count, std::vector<const Step*
   require(plan.head->lanes == lanes_in_use(), "plan must be made for ", lanes_in_use(),
           " lanes, got ", plan.head->lanes, ". The instruction set was changed after planning");
   return plan;
+}
+
+// What the steps see of the data and of the constants of a plan.
+inline Context make_context(const PlanView& plan, const torch::stable::Tensor& inputs,
+                            const torch::stable::Tensor& targets,
+                            const torch::stable::Tensor& constants,
+                            const torch::stable::Tensor& indices) {
+  Context context{};
+  context.values = plan.values;
+  context.constants = constants.const_data_ptr<float>();
+  context.indices = indices.const_data_ptr<std::int32_t>();
+  context.inputs = inputs.const_data_ptr<float>();
+  context.input_stride = inputs.stride(0);
+  if (targets.scalar_type() == torch::headeronly::ScalarType::Long) {
+    context.classes = targets.const_data_ptr<Int>();
+  } else {
+    context.targets = targets.const_data_ptr<float>();
+  }
+  return context;
+}
+
+// The sums of a block in their order, added to `total` [7].
+inline void add_sums(const BlockSums& part, double* total) {
+  const double terms[] = {part.a, part.aa, part.ab, part.b, part.bb, part.correct, part.counted};
+  for (int i = 0; i < 7; ++i) total[i] += terms[i];
 }
 
 }  // namespace pylandscape

@@ -37,7 +37,11 @@ class NativeDerivatives:
             model that detaches a part of itself.
     """
 
+    name = "native"
+
     def __init__(self, native: NativeEngine) -> None:
+        if native.device != "cpu":
+            raise NotCovered("derivatives have no kernels on a GPU")
         self.native, self.reference = native, native.reference
         self.space = native.space
         self._tapes: dict[str, TapePlans] = {}
@@ -124,9 +128,7 @@ class NativeDerivatives:
         native = self.native
         packed = torch.zeros(1 + len(directions), tape.packed)
         packed[0] = self._center
-        fixed = {name: torch.zeros(tensor.shape) for name, tensor in state.items()}
-        for row, direction in zip(packed[1:], directions, strict=True):
-            tape.pack(fixed | self.space.unflatten(direction.float()), row)
+        native.pack_directions(tape, directions, packed[1:])
         products = torch.zeros(max(1, len(directions)), tape.gradient, dtype=torch.float64)
         sums = torch.zeros(7, dtype=torch.float64)
         chunk = max(1, CHUNK_SAMPLES // tape.block)

@@ -7,10 +7,18 @@ from torch import Tensor
 
 from pylandscape.engines import records
 from pylandscape.engines import simple_layers as simple
+from pylandscape.engines.derivatives.records import (
+    AdaptivePoolGradient,
+    AveragePoolGradient,
+    ChannelGradient,
+    LossGradient,
+    MaxPoolGradient,
+    Pairs,
+)
 from pylandscape.engines.derivatives.tape import Tape
 from pylandscape.engines.lowering import Draft, State, paddings
 from pylandscape.engines.program import Node, NotCovered
-from pylandscape.engines.records import NONE, Activation, BinaryKind, Epilogue, Pairs
+from pylandscape.engines.records import NONE, Activation, BinaryKind, Epilogue
 from pylandscape.engines.simple_layers import LossSpec
 
 
@@ -24,12 +32,9 @@ def batch_norm(tape: Tape, node: Node) -> None:
         tape.point,
         [x],
         out,
-        lambda: records.Pointwise(
-            x, out, Epilogue(tape.weights_at(scale), tape.weights_at(shift),
-                             activation=activation),
-        ),
+        lambda: records.Pointwise(x, out, Epilogue(scale, shift, activation=activation)),
         "batch_norm",
-    )  # fmt: skip
+    )
     tangent, trained = tape.tangents.get(x_value), tape.is_trained(node)
     if tape.has_tangents and (tangent is not None or trained):
         sums = tape.like(out)
@@ -80,10 +85,8 @@ def batch_norm_gradient(
 
     offset = tape.add_part(2 * room, unpack)
     plain = Pairs(source, NONE)
-    tape.sum_products(plain, lambda: records.ChannelGradient(plain, offset), "shift gradient")
-    tape.sum_products(
-        pairs, lambda: records.ChannelGradient(pairs, offset + room), "scale gradient"
-    )
+    tape.sum_products(plain, lambda: ChannelGradient(plain, offset), "shift gradient")
+    tape.sum_products(pairs, lambda: ChannelGradient(pairs, offset + room), "scale gradient")
 
 
 def activate(tape: Tape, node: Node) -> None:
@@ -221,25 +224,25 @@ def pool_steps(
     if node.op == "adaptive_avg_pool":
         return (
             lambda a, b: lambda: records.AdaptivePool(a, b),
-            lambda a, b, _: lambda: records.AdaptivePoolGradient(a, b),
+            lambda a, b, _: lambda: AdaptivePoolGradient(a, b),
         )
     (top, left), trailing = paddings(node)
     if (top, left) != trailing:
         raise NotCovered("pads its two sides differently", node.op, node.source)
     fields: list[int] = [*node.attrs["kernel"], *node.attrs["stride"], top, left]
-    dilation: list[int] = [*node.attrs.get("dilation", (1, 1))]
     if node.op == "max_pool":
+        fields += node.attrs["dilation"]
         rectified = int(node.inputs[0] in tape.rectified_by_pool)
         return (
-            lambda a, b: lambda: records.MaxPool(a, b, *fields, *dilation),
+            lambda a, b: lambda: records.MaxPool(a, b, *fields),
             lambda a, b, spread: (
-                lambda: records.MaxPoolGradient(x, a, b, *[*fields, *dilation, spread, rectified])
+                lambda: MaxPoolGradient(x, b, *[*fields, 0, 0, a, spread, rectified])
             ),
         )
-    counts: list[int] = [int(node.attrs["count_include_pad"]), node.attrs["divisor"] or 0]
+    fields += [1, 1, int(node.attrs["count_include_pad"]), node.attrs["divisor"] or 0]
     return (
-        lambda a, b: lambda: records.AveragePool(a, b, *fields, *dilation, *counts),
-        lambda a, b, _: lambda: records.AveragePoolGradient(a, b, *fields, *counts),
+        lambda a, b: lambda: records.AveragePool(a, b, *fields),
+        lambda a, b, _: lambda: AveragePoolGradient(a, b, *fields),
     )
 
 
@@ -319,7 +322,7 @@ def loss(tape: Tape, spec: LossSpec) -> None:
         def make() -> records.Step:
             loss = loss_record.make()
             assert isinstance(loss, records.Loss)
-            return records.LossGradient(
+            return LossGradient(
                 flat, tangent, out, loss.loss, loss.outputs, loss.weights, loss.smoothing,
                 loss.ignore_index, int(fisher),
             )  # fmt: skip

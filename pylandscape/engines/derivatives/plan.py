@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from pylandscape.engines import records
@@ -11,8 +10,8 @@ from pylandscape.engines import simple_layers as simple
 from pylandscape.engines.derivatives import layers, products
 from pylandscape.engines.derivatives.tape import Part, Tape
 from pylandscape.engines.layout import assign_memory, round_up
-from pylandscape.engines.lowering import Draft, State
-from pylandscape.engines.plan import cache_bytes
+from pylandscape.engines.lowering import Draft, Packing, State
+from pylandscape.engines.plan import cache_bytes, encoded
 from pylandscape.engines.program import Node, NotCovered, Program
 from pylandscape.engines.records import Room
 from pylandscape.engines.simple_layers import LossSpec
@@ -23,14 +22,13 @@ KEPT_OF_BLOCK = 8 << 20  # bytes: what is kept of a block should stay in the cac
 
 
 @dataclass
-class TapePlans:
-    """What `hessian_vector_product` runs.
+class TapePlans(Packing):
+    """What `hessian_vector_product` runs; `pack` makes its parameters.
 
     Attributes:
         kind: `gradient`, `hessian`, `ggn` or `fisher`.
         point, along: the plans, as int64 numbers.
         indices: of moves.
-        packed: floats of a packed parameter vector.
         block: samples per block.
         kept: floats that are kept of the point per block.
         gradient: floats of derivatives per direction.
@@ -41,23 +39,11 @@ class TapePlans:
     point: Tensor
     along: Tensor
     indices: Tensor
-    packed: int
     block: int
     kept: int
     gradient: int
     steps: list[str]
-    _packs: list[tuple[int, Callable[[State], Tensor]]] = field(repr=False)
-    _constants: list[Callable[[State], Tensor]] = field(repr=False)
     _parts: list[Part] = field(repr=False)
-
-    def pack(self, state: State, out: Tensor) -> None:
-        """Writes the tensors of `state` into `out` [packed] in the kernels' order."""
-        for offset, pack in self._packs:
-            part = pack(state)
-            out[offset : offset + part.numel()] = part
-
-    def constants(self, state: State) -> Tensor:
-        return torch.cat([make(state).reshape(-1).float() for make in self._constants])
 
     def unpack(self, derivatives: Tensor, state: State) -> dict[str, Tensor]:
         """Float64 derivatives [gradient] as tensors by name; tied uses of a tensor are added."""
@@ -149,22 +135,24 @@ def _assemble(tape: Tape) -> TapePlans:
     tape.block, tape.scratch_offset = block, arena
     arena += max(draft.scratch() for draft in [*point, *along])
     plans = {}
+    for slot in tape.slots:
+        slot.offset = max(slot.offset, 0)  # of those that nobody needs
     for name, steps in (("point", point), ("along", along)):
-        plans[name] = _numbers(tape, steps, sections[name], arena, block, name == "point")
-    empty = torch.zeros(0, dtype=torch.int32)
+        made = [draft.make() for draft in steps]
+        plans[name] = encoded(tape, made, sections[name], arena, block)
     return TapePlans(
-        tape.kind,
-        plans["point"],
-        plans["along"],
-        torch.cat([*tape.indices, empty]),
-        tape.packed,
-        block,
-        kept_size,
-        max(tape.gradient_size, 16),
-        [draft.label for draft in [*point, *along]],
-        tape.packs,
-        tape.constants,
-        tape.parts,
+        packed=tape.packed,
+        _packs=tape.packs,
+        _constants=tape.constants,
+        kind=tape.kind,
+        point=plans["point"],
+        along=plans["along"],
+        indices=tape.all_indices(),
+        block=block,
+        kept=kept_size,
+        gradient=max(tape.gradient_size, 16),
+        steps=[draft.label for draft in [*point, *along]],
+        _parts=tape.parts,
     )
 
 
@@ -222,25 +210,3 @@ def _choose_rooms(
         numbers = used[index]
         whole = len(numbers) > 1 or any(sections[n].samples == block for n in numbers)
         tape.slots[index].room = Room.WHOLE_BLOCK if whole else Room.SUB_BLOCK
-
-
-def _numbers(
-    tape: Tape, steps: list[Draft], sections: list[records.Section], arena: int, block: int,
-    with_folds: bool,
-) -> Tensor:  # fmt: skip
-    folds = []
-    for fold in tape.folds if with_folds else []:
-        fold.scale, fold.shift = fold.scale + tape.packed, fold.shift + tape.packed
-        folds.append(fold)
-    for slot in tape.slots:
-        slot.offset = max(slot.offset, 0)  # of those that nobody needs
-    head = records.Head(
-        lanes=tape.lanes, arena=arena, block=block, packed=tape.packed, folded=tape.folded,
-        linear_first=0, tail=0, values=len(tape.slots), sections=len(sections), folds=len(folds),
-        roundings=0, steps=len(steps),
-    )  # fmt: skip
-    parts = [head, *(slot.record() for slot in tape.slots), *sections, *folds]
-    flat = [n for part in parts for n in records.numbers(part)]
-    for draft in steps:
-        flat += draft.make().numbers()
-    return torch.tensor(flat, dtype=torch.int64)

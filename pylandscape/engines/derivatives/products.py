@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from pylandscape.engines import packing, products, records
+from pylandscape.engines.derivatives.records import ConvolutionGradient, LinearGradient, Pairs
 from pylandscape.engines.derivatives.tape import DIRECTION, Tape, unpacking
 from pylandscape.engines.layout import Slot, round_up
 from pylandscape.engines.lowering import Draft, State, paddings
 from pylandscape.engines.program import Node, NotCovered
-from pylandscape.engines.records import NONE, Epilogue, Pairs
+from pylandscape.engines.records import NONE, Epilogue
 
 
 @dataclass
@@ -208,9 +209,7 @@ def conv_gradient(tape: Tape, name: str, w: Weights, pairs: Pairs) -> None:
     offset = tape.add_part(size, lambda flat, _: {name: unpack(flat)})
     tape.sum_products(
         pairs,
-        lambda: records.ConvolutionGradient(
-            pairs, offset, *w.kernel, *w.stride, *w.pads, *w.dilation
-        ),
+        lambda: ConvolutionGradient(pairs, offset, *w.kernel, *w.stride, *w.pads, *w.dilation),
         "conv gradient",
     )
 
@@ -261,7 +260,7 @@ def linear(tape: Tape, node: Node) -> None:
                 round_up(outputs, lanes) * depth, lambda flat, _: {name: unpack(flat)}
             )
             tape.sum_products(
-                pairs, lambda: records.LinearGradient(pairs, part, depth), "linear gradient",
+                pairs, lambda: LinearGradient(pairs, part, depth), "linear gradient",
                 vectors=True,
             )  # fmt: skip
         if tape.needs_cotangent(x_value):

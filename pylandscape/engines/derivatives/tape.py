@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from pylandscape.engines import records
+from pylandscape.engines.derivatives.records import ChannelGradient, Combine, Pairs, Slope
 from pylandscape.engines.layout import Slot, round_up
 from pylandscape.engines.lowering import Draft, Folded, Lowering, State
 from pylandscape.engines.program import Node, NotCovered, Program
-from pylandscape.engines.records import NONE, Activation, Pairs
+from pylandscape.engines.records import NONE, Activation
 
 DIRECTION = 1 << 40  # kDirection in csrc/common/plan.h
 _WITHOUT_CURVATURE = (
@@ -147,7 +148,7 @@ class Tape(Lowering):
             steps,
             [left, right],
             out,
-            lambda: records.Combine(
+            lambda: Combine(
                 left, NONE if right is None else right, out,
                 self.weights_at(*left_scale), self.weights_at(*right_scale),
                 self.weights_at(*shift),
@@ -167,7 +168,7 @@ class Tape(Lowering):
             steps,
             [source, given, tangent, cotangent],
             out,
-            lambda: records.Slope(
+            lambda: Slope(
                 source, given, NONE if tangent is None else tangent,
                 NONE if cotangent is None else cotangent, out, kind, constants,
             ),
@@ -225,7 +226,7 @@ class Tape(Lowering):
         channels, slot = self.shapes[name][0], self.slots[source]
         offset = self.add_part(slot.pixel_pitch, lambda flat, _: {name: flat[:channels]})
         pairs = Pairs(source, NONE)
-        self.sum_products(pairs, lambda: records.ChannelGradient(pairs, offset), "bias gradient")
+        self.sum_products(pairs, lambda: ChannelGradient(pairs, offset), "bias gradient")
 
     def set_tangent(self, value: int, out: int, sums: int, activation: int) -> None:
         if activation == Activation.RELU and value not in self.rectified_by_pool:

@@ -1,0 +1,98 @@
+"""The records of steps that only derivatives have; `csrc/common/plan.h` tells what they do."""
+
+from dataclasses import dataclass
+
+from pylandscape.engines.records import NONE, AdaptivePool, Pool, Step
+
+
+@dataclass
+class Slope(Step):
+    kind, name = 17, "slope"
+    input: int
+    source: int
+    tangent: int
+    cotangent: int
+    out: int
+    activation: int
+    constants: int
+
+
+@dataclass
+class Combine(Step):
+    kind, name = 18, "combine"
+    left: int
+    right: int
+    out: int
+    left_scale: int = NONE
+    right_scale: int = NONE
+    shift: int = NONE
+
+
+@dataclass
+class MaxPoolGradient(Pool):
+    kind, name = 19, "max_pool gradient"
+    source: int = NONE
+    spread: int = 0
+    rectified: int = 0
+
+
+@dataclass
+class AveragePoolGradient(Pool):
+    kind, name = 20, "avg_pool gradient"
+
+
+@dataclass
+class AdaptivePoolGradient(AdaptivePool):
+    kind, name = 21, "adaptive_avg_pool gradient"
+
+
+@dataclass
+class Pairs:
+    left: int
+    right: int
+    second_left: int = NONE
+    second_right: int = NONE
+
+
+@dataclass
+class ConvolutionGradient(Step):
+    kind, name = 22, "conv gradient"
+    pairs: Pairs
+    offset: int
+    kernel_h: int
+    kernel_w: int
+    stride_h: int
+    stride_w: int
+    pad_h: int
+    pad_w: int
+    dilation_h: int
+    dilation_w: int
+
+
+@dataclass
+class LinearGradient(Step):
+    kind, name = 23, "linear gradient"
+    pairs: Pairs
+    offset: int
+    depth: int
+
+
+@dataclass
+class ChannelGradient(Step):
+    kind, name = 24, "channel gradient"
+    pairs: Pairs
+    offset: int
+
+
+@dataclass
+class LossGradient(Step):
+    kind, name = 25, "loss gradient"
+    input: int
+    tangent: int
+    out: int
+    loss: int
+    outputs: int
+    weights: int
+    smoothing: int
+    ignore_index: int
+    fisher: int
