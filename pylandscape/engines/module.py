@@ -209,12 +209,14 @@ class FunctionalModule:
         """Whether the module runs channels-last, several times faster in oneDNN, on this device.
 
         A forward that views its activations as contiguous fails; then the default layout stays.
+        It also stays with convolutions of which oneDNN, in this layout, reads beyond its memory.
         """
         inputs, _ = self.samples.first(PROBE_SAMPLES)
         if not (
             self.samples.device.type == "cpu"
             and self.samples.dtype in (torch.float32, torch.bfloat16)
-            and any(isinstance(module, nn.Conv2d) for module in self.model.modules())
+            and (convolutions := [m for m in self.model.modules() if isinstance(m, nn.Conv2d)])
+            and not any(map(_sees_only_padding, convolutions))
             and all(leaf.ndim == 4 for leaf in pytree.tree_leaves(inputs))
         ):
             return False
@@ -227,6 +229,19 @@ class FunctionalModule:
         finally:
             self.channels_last = False
         return alike(plain, other, rtol=1e-3, atol=1e-5)
+
+
+def _sees_only_padding(conv: nn.Conv2d) -> bool:
+    """Whether no tap of the kernel meets the image at its border.
+
+    oneDNN (torch 2.14) ends such a convolution with a segmentation fault, when it is channels-last.
+    """
+    return not isinstance(conv.padding, str) and any(
+        padding > dilation * (size - 1)
+        for padding, dilation, size in zip(
+            conv.padding, conv.dilation, conv.kernel_size, strict=True
+        )
+    )
 
 
 def _as_channels_last(tensor: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import copy
 import functools
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -343,6 +344,23 @@ def test_a_model_that_views_its_activations_stays_in_the_default_layout() -> Non
     objective = pl.Objective(model, F.cross_entropy, (images, CLASSES), batch_size=4)
     assert not objective._engine.module.channels_last
     assert objective.loss() == pytest.approx(F.cross_entropy(model(images), CLASSES).item())
+
+
+@pytest.mark.parametrize("kernel, padding, dilation", [(1, 1, 2), (3, (0, 3), 1), ((1, 3), 2, 2)])
+def test_convolutions_whose_border_sees_only_padding(
+    kernel: Any, padding: Any, dilation: int
+) -> None:
+    """oneDNN reads beyond its memory there, if it is given channels-last."""
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(17, 3))
+    conv = nn.Conv2d(17, 17, kernel, padding=padding, dilation=dilation, stride=(1, 2))
+    model = initialised(nn.Sequential(conv, nn.ReLU(), head))
+    data = (normal(33, 17, 4, 5), labels(33, 3))
+    exact, fast = (
+        pl.Objective(m, F.cross_entropy, data, engine="torch")
+        for m in (model, copy.deepcopy(model).float())
+    )
+    assert not fast._engine.module.channels_last
+    assert fast.loss() == pytest.approx(exact.loss(), rel=1e-5)
 
 
 # -- BatchNorm ---------------------------------------------------------------------------------
