@@ -346,7 +346,9 @@ def test_a_model_that_views_its_activations_stays_in_the_default_layout() -> Non
     assert objective.loss() == pytest.approx(F.cross_entropy(model(images), CLASSES).item())
 
 
-@pytest.mark.parametrize("kernel, padding, dilation", [(1, 1, 2), (3, (0, 3), 1), ((1, 3), 2, 2)])
+@pytest.mark.parametrize(
+    ("kernel", "padding", "dilation"), [(1, 1, 2), (3, (0, 3), 1), ((1, 3), 2, 2)]
+)
 def test_convolutions_whose_border_sees_only_padding(
     kernel: Any, padding: Any, dilation: int
 ) -> None:
