@@ -188,8 +188,10 @@ def _vector_layers(draw: Draw, shape: Shape) -> nn.Module:
     if kind == "norm":
         affine = draw(st.booleans())
         groups = draw(st.sampled_from(_divisors(features, (1, 2, 4))))
-        norms = [nn.BatchNorm1d(features, affine=affine), nn.GroupNorm(groups, features)]
+        norms = [nn.BatchNorm1d(features, affine=affine)]
         norms += [nn.LayerNorm(features, elementwise_affine=affine)]
+        if features > groups:  # torch refuses a group of one value
+            norms.append(nn.GroupNorm(groups, features))
         return draw(st.sampled_from(norms))
     if kind == "movement":
         functions = [lambda x: x.flip(1), lambda x: x[:, ::2], lambda x: F.pad(x, (2, 1))]
@@ -223,7 +225,9 @@ def _image_norms(draw: Draw, shape: Shape) -> nn.Module:
     channels, affine = shape[0], draw(st.booleans())
     batch_norm = nn.BatchNorm1d if len(shape) == 2 else nn.BatchNorm2d
     groups = draw(st.sampled_from(_divisors(channels, (1, 2, 3, channels))))
-    norms: list[nn.Module] = [batch_norm(channels), nn.GroupNorm(groups, channels, affine=affine)]
+    norms: list[nn.Module] = [batch_norm(channels)]
+    if torch.Size(shape).numel() > groups:  # torch refuses a group of one value
+        norms.append(nn.GroupNorm(groups, channels, affine=affine))
     norms += [nn.LayerNorm(s, elementwise_affine=affine) for s in (shape, shape[-1:])]
     return draw(st.sampled_from(norms))
 
