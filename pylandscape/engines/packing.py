@@ -4,6 +4,9 @@ Every function here is linear in its tensor, so that packing the centre and the 
 adding the packed vectors gives the packed parameters of any point.
 """
 
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -98,3 +101,36 @@ def per_element(tensor: Tensor, order: str, lanes: int) -> Tensor:
     if order == "first" and tensor.ndim > 1:
         tensor = tensor.movedim(0, -1)
     return channel_vector(tensor, lanes)
+
+
+class Movement:
+    """A packing that puts every element of a tensor in one place, done and undone by one gather.
+
+    Args:
+        pack: the packing; it is called once, with the numbers of the elements.
+        shape: of its tensor.
+    """
+
+    def __init__(self, pack: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
+        self._pack, self._shape = pack, shape
+
+    @functools.cached_property
+    def _elements(self) -> Tensor:
+        """The number of the element in every place, counted from 1; 0 is a zero."""
+        count = torch.Size(self._shape).numel()
+        return self._pack(torch.arange(1, 1 + count, dtype=torch.float64).view(self._shape)).int()
+
+    @functools.cached_property
+    def _places(self) -> Tensor:
+        """The place of every element."""
+        taken = self._elements.nonzero().flatten()
+        places = torch.zeros(torch.Size(self._shape).numel(), dtype=torch.int32)
+        places[self._elements[taken].long() - 1] = taken.int()
+        return places
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        elements = torch.cat((tensor.new_zeros(1), tensor.reshape(-1)))
+        return elements.index_select(0, self._elements)
+
+    def undo(self, packed: Tensor) -> Tensor:
+        return packed.index_select(0, self._places).view(self._shape)

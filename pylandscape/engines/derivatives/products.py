@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pylandscape.engines import packing, products, records
 from pylandscape.engines.derivatives.records import ConvolutionGradient, LinearGradient, Pairs
-from pylandscape.engines.derivatives.tape import DIRECTION, Tape, unpacking
+from pylandscape.engines.derivatives.tape import DIRECTION, Tape
 from pylandscape.engines.layout import Slot, round_up
 from pylandscape.engines.lowering import Draft, State, paddings
 from pylandscape.engines.program import Node, NotCovered
@@ -205,8 +205,8 @@ def conv_gradient(tape: Tape, name: str, w: Weights, pairs: Pairs) -> None:
         return packing.direct_filters(filters, 1, pitch, w.by_row, lanes)
 
     size = round_up(w.outputs, lanes) * w.kernel[0] * w.kernel[1] * pitch
-    unpack = unpacking(pack, shape)
-    offset = tape.add_part(size, lambda flat, _: {name: unpack(flat)})
+    movement = packing.Movement(pack, shape)
+    offset = tape.add_part(size, lambda flat, _: {name: movement.undo(flat)})
     tape.sum_products(
         pairs,
         lambda: ConvolutionGradient(pairs, offset, *w.kernel, *w.stride, *w.pads, *w.dilation),
@@ -225,10 +225,11 @@ def linear(tape: Tape, node: Node) -> None:
     tape.flat_reads.append(source)
     columns = products.linear_columns(slot, features, inputs, by_pixel=False)
     depth = len(columns)
-    forward = tape.pack(
-        round_up(outputs, lanes) * depth,
-        lambda s: packing.linear_weights(s[name], columns, lanes),
+    size = round_up(outputs, lanes) * depth
+    panels = packing.Movement(
+        lambda w: packing.linear_weights(w, columns, lanes), (outputs, inputs)
     )
+    forward = tape.pack(size, lambda s: panels(s[name]))
     bias = tape.pack_vector(node.tensors.get("bias"))
     value, activation = tape.rectify(node.output)
     out = tape.add_slot(value, "first")
@@ -253,12 +254,7 @@ def linear(tape: Tape, node: Node) -> None:
         tape.bias_part(node, g, h)
         pairs = tape.pairs(source, tangent, g, h)
         if pairs is not None and name in tape.trainable:
-            unpack = unpacking(
-                lambda w: packing.linear_weights(w, columns, lanes), (outputs, inputs)
-            )
-            part = tape.add_part(
-                round_up(outputs, lanes) * depth, lambda flat, _: {name: unpack(flat)}
-            )
+            part = tape.add_part(size, lambda flat, _: {name: panels.undo(flat)})
             tape.sum_products(
                 pairs, lambda: LinearGradient(pairs, part, depth), "linear gradient",
                 vectors=True,
@@ -295,12 +291,12 @@ def linear_back(
     rows = round_up(outputs, lanes)
     order = torch.cat((torch.arange(outputs), torch.full((rows - outputs,), -1)))
 
-    def transposed(s: State) -> Tensor:
-        return packing.linear_weights(
-            packing.padded(s[name], s[name].shape[1] + 1)[:, columns].T, order, lanes
-        )
+    def transposed(weight: Tensor) -> Tensor:
+        matrix = packing.padded(weight, weight.shape[1] + 1)[:, columns]
+        return packing.linear_weights(matrix.T, order, lanes)
 
-    weights = tape.pack(round_up(depth, lanes) * rows, transposed)
+    movement = packing.Movement(transposed, tape.shapes[name])
+    weights = tape.pack(round_up(depth, lanes) * rows, lambda s: movement(s[name]))
     if g is not None and tape.has_cotangents:
         target = tape.like(x)
         tape.flat_reads.append(target)

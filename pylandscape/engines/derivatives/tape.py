@@ -13,11 +13,9 @@ outputs. A gradient has no tangents at all. The layers are the kernels of `evalu
 backward pass of a convolution is a convolution with turned filters, of a Linear a Linear.
 """
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from pylandscape.engines import records
@@ -246,27 +244,6 @@ class Tape(Lowering):
         draft = self.drafts.pop()
         self.drafts = before
         self.emit(steps, [*draft.reads], target, draft.make, draft.label)
-
-
-def unpacking(
-    pack: Callable[[Tensor], Tensor], shape: tuple[int, ...]
-) -> Callable[[Tensor], Tensor]:
-    """The inverse of a packing that puts every element of a tensor of `shape` in one place."""
-
-    @functools.cache
-    def places() -> tuple[Tensor, Tensor]:
-        count = torch.Size(shape).numel()
-        numbers = pack(torch.arange(1, 1 + count, dtype=torch.float64).reshape(shape)).long()
-        taken = numbers.nonzero().flatten()
-        return taken, numbers[taken] - 1
-
-    def unpack(packed: Tensor) -> Tensor:
-        taken, elements = places()
-        flat = packed.new_zeros(torch.Size(shape).numel())
-        flat[elements] = packed[taken]
-        return flat.reshape(shape)
-
-    return unpack
 
 
 def _active_values(program: Program, trainable: frozenset[str]) -> set[int]:
