@@ -54,11 +54,12 @@ def _in_2d(weight: Tensor) -> Tensor:
     return weight if weight.ndim == 4 else weight.unsqueeze(2)
 
 
-def panels(matrix: Tensor, lanes: int) -> Tensor:
-    """[outputs, depth] as panels [depth][width] of two vectors of outputs, the last perhaps one."""
-    outputs = round_up(matrix.shape[0], lanes)
-    columns = padded(matrix.T, outputs)
-    return torch.cat([part.reshape(-1) for part in columns.split(2 * lanes, dim=1)])
+def panels(matrices: Tensor, lanes: int) -> Tensor:
+    """[..., outputs, depth] as panels [depth][width] of two vectors of outputs, the last perhaps
+    one, for one matrix after another."""
+    columns = padded(matrices.mT, round_up(matrices.shape[-2], lanes))
+    parts = [part.flatten(-2) for part in columns.split(2 * lanes, dim=-1)]
+    return torch.cat(parts, dim=-1).reshape(-1)
 
 
 def direct_filters(
@@ -69,15 +70,14 @@ def direct_filters(
     if by_row:
         taps = padded(taps, pixel_pitch)
     matrices = taps.reshape(groups, weight.shape[0] // groups, -1)
-    return torch.cat([panels(matrix, lanes) for matrix in matrices])
+    return panels(matrices, lanes)
 
 
 def winograd_filters(weight: Tensor, tile: int, pixel_pitch: int, lanes: int) -> Tensor:
     """[frequency][panel][in][width] of G w G', formed in float64."""
     transform = torch.tensor(_WINOGRAD[tile], dtype=torch.float64)
-    domain = torch.einsum("fh,oihw,gw->fgoi", transform, weight.double(), transform)
-    matrices = padded(domain, pixel_pitch).reshape(-1, weight.shape[0], pixel_pitch)
-    return torch.cat([panels(matrix, lanes) for matrix in matrices])
+    domain = (transform @ weight.double() @ transform.T).permute(2, 3, 0, 1)
+    return panels(padded(domain, pixel_pitch).flatten(0, 1), lanes)
 
 
 def narrow_filters(weight: Tensor) -> Tensor:
