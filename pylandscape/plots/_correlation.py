@@ -17,7 +17,9 @@ from pylandscape.plots._line import finish_panel
 from pylandscape.plots._values import Scale, is_log, require_dataset, require_variable
 
 MARKERS = "osD^vPX*<>"
-COLOURS = (_style.BLUE, _style.ORANGE, _style.GREEN, _style.RED, _style.GREY)
+COLOURS = (
+    _style.BLUE, _style.ORANGE, _style.GREEN, _style.RED, _style.GREY, _style.PURPLE, _style.SKY
+)  # fmt: skip
 
 
 @_style.in_style

@@ -28,6 +28,7 @@ CAPTION_MARGIN = 0.06  # inches, around the caption
 
 # Okabe & Ito 2008: distinguishable with every kind of colour blindness.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6E6E6E"
+SKY, PURPLE = "#56B4E9", "#CC79A7"
 COLORMAP = "viridis"  # perceptually uniform, safe for colour-blind readers, monotone in grey
 CENTRE: dict[str, Any] = {
     "linestyle": "none",
@@ -74,7 +75,9 @@ R = TypeVar("R")
 
 
 def _in_force() -> AbstractContextManager[None]:
-    return matplotlib.style.context(["default", _RC])
+    here = matplotlib.rcParams  # where the user's ffmpeg is has nothing to do with style
+    programs: dict[str, Any] = {name: here[name] for name in here if name.startswith("animation.")}
+    return matplotlib.style.context(["default", _RC, programs])
 
 
 def in_style(function: Callable[P, R]) -> Callable[P, R]:
