@@ -2,16 +2,12 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 import xarray as xr
-from torch import nn
 
-import pylandscape as pl
 from pylandscape import report
 from pylandscape._version import __version__
 from pylandscape.study.analyses import Study
@@ -19,7 +15,7 @@ from pylandscape.study.config import SOLUTIONS, StudyConfig, default_config
 from pylandscape.study.data import load_mnist
 from pylandscape.study.figures import draw_all
 from pylandscape.study.measures import measure
-from pylandscape.study.model import SmallCNN
+from pylandscape.study.pace import Pace, duration
 from pylandscape.study.stages import STAGES, Stage
 from pylandscape.study.store import Store, StudyError
 from pylandscape.study.summary import summarise
@@ -98,11 +94,11 @@ def _run_stages(study: Study, store: Store, results: dict[str, xr.Dataset], say:
         say(f"resuming: {len(results)} of {len(STAGES)} stages are done")
     if not waiting:
         return
-    pace = Pace.measure(study)
-    say(f"{len(waiting)} stages, about {_duration(pace.seconds(waiting, study))} in all")
+    pace = Pace.measure(study, waiting)
+    say(f"{len(waiting)} stages, about {duration(pace.seconds(waiting, study))} in all")
     for stage in waiting:
         number = STAGES.index(stage) + 1
-        expected = _duration(pace.seconds([stage], study))
+        expected = duration(pace.seconds([stage], study))
         say(f"[{number}/{len(STAGES)}] {stage.title} (about {expected})")
         results[stage.name] = _run_stage(study, store, stage)
 
@@ -122,57 +118,6 @@ def _write_report(study: Study, results: dict[str, xr.Dataset]) -> dict[str, Any
     summary = summarise(study, results, measurements, figures)
     report.write(study.folder, summary)
     return summary
-
-
-@dataclass(frozen=True)
-class Pace:
-    """Seconds per sample that a loss and a gradient take here."""
-
-    loss: float
-    gradient: float
-
-    @classmethod
-    def measure(cls, study: Study, samples: int = 512) -> "Pace":
-        data = study.digits.first(samples, 0).train
-        objective = pl.Objective(SmallCNN(), nn.CrossEntropyLoss(), data)
-        directions = pl.random_directions(objective, count=1)
-        coordinates = torch.zeros(8, 1)
-
-        def losses() -> object:
-            return objective.evaluate_along(objective.center, directions, coordinates)
-
-        return cls(
-            loss=_fastest(losses) / (objective.samples * len(coordinates)),
-            gradient=_fastest(objective.gradient) / objective.samples,
-        )
-
-    def seconds(self, stages: Iterable[Stage], study: Study) -> float:
-        work = [stage.work(study) for stage in stages]
-        return sum(each.losses * self.loss + each.gradients * self.gradient for each in work)
-
-
-def _fastest(function: Callable[[], object], repeats: int = 3) -> float:
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
-def _duration(seconds: float) -> str:
-    """A duration as a person would say it.
-
-    Example:
-        >>> _duration(3.2), _duration(75), _duration(5400)
-        ('5 s', '1 min 20 s', '1 h 30 min')
-    """
-    if seconds < 3570:
-        whole = max(5, 5 * round(seconds / 5)) if seconds < 57.5 else 10 * round(seconds / 10)
-        minutes, rest = divmod(whole, 60)
-        return " ".join([f"{minutes} min"] * (minutes > 0) + [f"{rest} s"] * (rest > 0))
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min"
 
 
 def _print_to_stderr(line: str) -> None:

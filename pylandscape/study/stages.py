@@ -1,7 +1,7 @@
 """The stages of the study: what is computed, in which order, and how much work each is."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import xarray as xr
 
@@ -21,24 +21,27 @@ from pylandscape.study.analyses import (
     spectrum,
     training,
 )
-from pylandscape.study.comparisons import connections, flatness, rescaling, solutions
+from pylandscape.study.comparisons import RESCALED, connections, flatness, rescaling, solutions
 from pylandscape.study.config import SOLUTIONS
 
-# For the time estimate, as seen: a product in units of a gradient, and how many of each it takes.
-HESSIAN_PRODUCT = 3.4
+# For the time estimate, as seen: how many products and gradients it takes.
 PRODUCTS = {"largest": 13, "both": 48}  # Lanczos steps for one eigenpair, or one at each end
 PAIR_PRODUCTS = 40  # for some pairs at each end, to PAIR_TOLERANCE
 TRACE_PRODUCTS = 20  # to TRACE_TOLERANCE
 BALL_GRADIENTS = 40
+GRADIENTS = {"ball": BALL_GRADIENTS, "keskar": 23, "adaptive_l2": 43, "adaptive_linf": 43}
 SOLUTION_EPOCHS = 15  # that a solution takes to the loss at which it stops, on average
 
 
 @dataclass(frozen=True)
 class Work:
-    """The expected work of a stage: losses and gradients, each times samples."""
+    """The expected work of a stage: losses, gradients and products with the Hessian, each times
+    samples, and steps of training by the size of their batches."""
 
     losses: float = 0.0
     gradients: float = 0.0
+    products: float = 0.0
+    steps: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -51,39 +54,52 @@ class Stage:
     work: Callable[[Study], Work]
 
 
-def _training_work(study: Study) -> Work:
-    epochs, (train_count, test_count) = study.config.epochs, study.sizes
-    return Work(losses=(epochs + 1) * (train_count + test_count), gradients=epochs * train_count)
+def _training_work(study: Study, runs: Iterable[str], most_epochs: int | None = None) -> Work:
+    train_count, test_count = study.sizes
+    losses, steps = 0.0, dict[int, float]()
+    for run in runs:
+        recipe = study.config.recipe(run)
+        epochs = min(recipe.epochs, most_epochs or recipe.epochs)
+        losses += (epochs + 1) * (train_count + test_count)
+        size = recipe.batch_size
+        steps[size] = steps.get(size, 0.0) + epochs * -(-train_count // size)
+    return Work(losses=losses, steps=steps)
 
 
-def _solutions_work(study: Study) -> Work:
-    epochs = len(SOLUTIONS) * min(study.config.solution_epochs, SOLUTION_EPOCHS)
-    samples = sum(study.sizes)
-    return Work(losses=(epochs + 1) * samples, gradients=epochs * study.sizes[0])
+def _measures_work(study: Study, networks: int, names: Iterable[str]) -> Work:
+    """lambda_max, and measures of sharpness by name."""
+    config = study.config
+    samples = networks * min(config.flatness_samples, study.sizes[0])
+    gradients = sum(GRADIENTS.get(name, 1) for name in names if name in config.sharpness)
+    return Work(gradients=gradients * samples, products=PRODUCTS["largest"] * samples)
 
 
-def _flatness_work(points: int) -> Callable[[Study], Work]:
-    def work(study: Study) -> Work:
-        samples = study.plane_samples
-        products = (PRODUCTS["largest"] + TRACE_PRODUCTS) * HESSIAN_PRODUCT
-        return Work(gradients=points * (products + BALL_GRADIENTS) * samples)
+def _flatness_work(study: Study) -> Work:
+    work = _measures_work(study, len(SOLUTIONS), study.config.sharpness)
+    samples = min(study.config.flatness_samples, study.sizes[0])
+    traces = len(SOLUTIONS) * min(TRACE_PRODUCTS, study.config.trace_products) * samples
+    return replace(work, products=work.products + traces)
 
-    return work
+
+def _rescaling_work(study: Study) -> Work:
+    samples = min(study.config.flatness_samples, study.sizes[0])
+    return replace(
+        _measures_work(study, 2, RESCALED), losses=2 * study.config.slice_resolution * samples
+    )
 
 
 def _connections_work(study: Study) -> Work:
     config = study.config
     losses = 3 * config.interpolation_resolution * sum(study.sizes)
-    return Work(losses=losses, gradients=1.3 * config.curve_steps * config.batch_size)
+    return Work(losses=losses, steps={config.batch_size: config.curve_steps})
 
 
 def _spectrum_work(points: int, which: str, samples: int) -> Work:
-    return Work(gradients=points * PRODUCTS[which] * HESSIAN_PRODUCT * samples)
+    return Work(products=points * PRODUCTS[which] * samples)
 
 
 def _products_work(study: Study, products: int) -> Work:
-    samples = min(study.config.spectrum_samples, study.sizes[0])
-    return Work(gradients=products * HESSIAN_PRODUCT * samples)
+    return Work(products=products * min(study.config.spectrum_samples, study.sizes[0]))
 
 
 def _sharpness_work(study: Study) -> Work:
@@ -94,7 +110,7 @@ def _slices_work(study: Study) -> Work:
     config, samples = study.config, study.sizes[0]
     return Work(
         losses=config.slice_directions * config.slice_resolution * samples,
-        gradients=config.slice_directions * HESSIAN_PRODUCT * samples,
+        products=config.slice_directions * samples,
     )
 
 
@@ -104,7 +120,7 @@ def _plane_work(study: Study) -> Work:
 
 def _eigen_plane_work(study: Study) -> Work:
     products = _products_work(study, PAIR_PRODUCTS)
-    return Work(_plane_work(study).losses, products.gradients)
+    return Work(_plane_work(study).losses, products=products.products)
 
 
 def _path_work(study: Study) -> Work:
@@ -113,8 +129,18 @@ def _path_work(study: Study) -> Work:
 
 
 STAGES: tuple[Stage, ...] = (
-    Stage("training-a", "training, run a", lambda s: training(s, "a"), _training_work),
-    Stage("training-b", "training, run b", lambda s: training(s, "b"), _training_work),
+    Stage(
+        "training-a",
+        "training, run a",
+        lambda s: training(s, "a"),
+        lambda s: _training_work(s, ("a",)),
+    ),
+    Stage(
+        "training-b",
+        "training, run b",
+        lambda s: training(s, "b"),
+        lambda s: _training_work(s, ("b",)),
+    ),
     Stage(
         "curvature",
         "Hessian eigenvalues at both solutions",
@@ -159,12 +185,17 @@ STAGES: tuple[Stage, ...] = (
         interpolation,
         lambda s: Work(losses=s.config.interpolation_resolution * sum(s.sizes)),
     ),
-    Stage("solutions", "six solutions by other recipes", solutions, _solutions_work),
+    Stage(
+        "solutions",
+        "six solutions by other recipes",
+        solutions,
+        lambda s: _training_work(s, SOLUTIONS, SOLUTION_EPOCHS),
+    ),
     Stage(
         "flatness",
         "curvature and sharpness of the six solutions",
         flatness,
-        _flatness_work(len(SOLUTIONS)),
+        _flatness_work,
     ),
     Stage(
         "connections",
@@ -172,5 +203,5 @@ STAGES: tuple[Stage, ...] = (
         connections,
         _connections_work,
     ),
-    Stage("rescaling", "solution a with rescaled layers", rescaling, _flatness_work(2)),
+    Stage("rescaling", "solution a with rescaled layers", rescaling, _rescaling_work),
 )

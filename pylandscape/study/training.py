@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import xarray as xr
-from torch import nn
+from torch import Tensor, nn
 
 import pylandscape as pl
 from pylandscape.progress import progress_bar
@@ -31,15 +31,8 @@ def train(
         (finished epochs, from 0): `train_loss`, `train_accuracy`, `test_loss` and
         `test_accuracy` over all digits of the split.
     """
-    images, labels = digits.train
-    criterion = nn.CrossEntropyLoss()
-    model.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=recipe.learning_rate,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-    )
+    labels = digits.train[1]
+    steps = Steps(model, digits, recipe)
     shuffle = torch.Generator().manual_seed(recipe.seed)
     splits = {"train": _objective(model, digits.train), "test": _objective(model, digits.test)}
     evaluations = [_evaluate(splits)]
@@ -47,25 +40,45 @@ def train(
     name = f"training, seed {recipe.seed}, batches of {recipe.batch_size}"
     with (
         pl.Recorder(folder, _schedule(recipe, steps_per_epoch), overwrite=True).attach(
-            model, optimizer
+            model, steps.optimizer
         ) as recorder,
         progress_bar(recipe.epochs * steps_per_epoch, name, "step", progress) as bar,
     ):
         for _ in range(recipe.epochs):
             model.train()
             for batch in torch.randperm(len(labels), generator=shuffle).split(recipe.batch_size):
-                inputs = images[batch].contiguous(memory_format=torch.channels_last)
-                optimizer.zero_grad()
-                loss = criterion(model(inputs), labels[batch])
-                loss.backward()
-                recorder.log(loss=loss.detach())
-                optimizer.step()
+                steps.step(batch, recorder)
                 bar.update(1)
             recorder.end_epoch()
             evaluations.append(_evaluate(splits))
             if evaluations[-1]["train_loss"] <= recipe.until_loss:
                 break
     return _result(pl.Trajectory(folder).log, evaluations, recipe.seed, splits["train"])
+
+
+class Steps:
+    """SGD on batches of the digits, for a model that it sets channels-last."""
+
+    def __init__(self, model: nn.Module, digits: Digits, recipe: Recipe) -> None:
+        self.model = model.to(memory_format=torch.channels_last)
+        self.images, self.labels = digits.train
+        self.criterion = nn.CrossEntropyLoss()
+        self.optimizer = torch.optim.SGD(
+            model.parameters(),
+            lr=recipe.learning_rate,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+        )
+
+    def step(self, batch: Tensor, recorder: pl.Recorder | None = None) -> None:
+        """One step on the digits with the numbers `batch`."""
+        inputs = self.images[batch].contiguous(memory_format=torch.channels_last)
+        self.optimizer.zero_grad()
+        loss = self.criterion(self.model(inputs), self.labels[batch])
+        loss.backward()
+        if recorder is not None:
+            recorder.log(loss=loss.detach())
+        self.optimizer.step()
 
 
 def _schedule(recipe: Recipe, steps_per_epoch: int) -> int | Callable[[int], bool]:
