@@ -13,13 +13,13 @@ def interleaved(candidates: Mapping[str, Candidate], repeats: int) -> dict[str, 
 
     What disturbs a machine then disturbs all, and the minimum is what each can do undisturbed.
     """
-    calls = {}
+    calls, least = {}, {}
     for name, candidate in candidates.items():
         candidate()  # compile, touch memory
         start = time.perf_counter()
         candidate()
-        calls[name] = max(1, int(SHORTEST / (time.perf_counter() - start)))
-    least = dict.fromkeys(candidates, float("inf"))
+        least[name] = time.perf_counter() - start
+        calls[name] = max(1, int(SHORTEST / least[name]))
     for _ in range(repeats):
         for name, candidate in candidates.items():
             start = time.perf_counter()

@@ -211,9 +211,11 @@ class _Rows:
         return len(self.snapshots) * -(-self.space.size // self.width)
 
     def blocks(self, bar: Any) -> Iterator[tuple[slice, Tensor]]:
-        for start in range(0, self.space.size, self.width):
-            stop = min(start + self.width, self.space.size)
-            block = torch.empty(len(self.snapshots), stop - start, dtype=torch.float64)
+        width = min(self.width, self.space.size)
+        memory = torch.empty(len(self.snapshots), width, dtype=torch.float64)
+        for start in range(0, self.space.size, width):
+            stop = min(start + width, self.space.size)
+            block = memory[:, : stop - start]  # the one before is no longer needed
             for row, snapshot in zip(block, self.snapshots, strict=True):
                 snapshot.read(row, self.space, start)
                 require(
