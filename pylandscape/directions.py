@@ -250,6 +250,15 @@ def difference_directions(objective: "Objective", *models: nn.Module | Tensor) -
     Args:
         objective: gives the center w.
         models: modules of the same architecture, or flat vectors [P].
+
+    Example:
+        >>> import torch, pylandscape as pl
+        >>> a, b = torch.nn.Linear(4, 1), torch.nn.Linear(4, 1)
+        >>> objective = pl.Objective(a, torch.nn.MSELoss(), (torch.randn(9, 4), torch.randn(9, 1)))
+        >>> towards = pl.difference_directions(objective, b)
+        >>> there = objective.center + towards.vectors[0]
+        >>> torch.allclose(there, objective.space.flatten(b))
+        True
     """
     require(bool(models), "difference_directions: models must hold at least one, got none.")
     center = objective.center

@@ -141,7 +141,16 @@ def match_units(
             names the operator and the source line.
 
     Example:
-        See `align`; `pl.match_units(objective, a, b).orders` are the orders by group.
+        >>> import torch, pylandscape as pl
+        >>> layers = torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 3)
+        >>> a = torch.nn.Sequential(*layers)
+        >>> b = {"0.weight": a[0].weight[[2, 0, 1]], "0.bias": a[0].bias[[2, 0, 1]],
+        ...      "2.weight": a[2].weight[:, [2, 0, 1]], "2.bias": a[2].bias}
+        >>> data = torch.randn(9, 4), torch.randint(0, 3, (9,))
+        >>> objective = pl.Objective(a, torch.nn.CrossEntropyLoss(), data)
+        >>> matching = pl.match_units(objective, a, b)
+        >>> matching.orders["0"].tolist(), round(matching.similarity, 6)
+        ([1, 2, 0], 1.0)
     """
     require(
         method in get_args(Method),

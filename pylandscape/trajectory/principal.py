@@ -147,7 +147,22 @@ def project(
         ValueError: another model, or directions that are linearly dependent.
 
     Example:
-        See `principal_directions`.
+        From (3, 4) to the origin, seen along the first parameter: 3 of the 5 lie in the line.
+
+        >>> import tempfile, torch, pylandscape as pl
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> _ = model.weight.data.copy_(torch.tensor([[3.0, 4.0]]))
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        >>> with pl.Recorder(folder.name).attach(model, optimizer):
+        ...     (model.weight**2 / 2).sum().backward()
+        ...     optimizer.step()
+        >>> space = pl.ParameterSpace.from_model(model)
+        >>> axis = pl.Directions.from_vectors(space, torch.tensor([[2.0, 0.0]]))
+        >>> path = pl.project(folder.name, axis)
+        >>> path.alpha.values.tolist(), path.distance.values.tolist()
+        ([1.5, 0.0], [4.0, 0.0])
+        >>> folder.cleanup()
     """
     path = opened(path)
     require(
