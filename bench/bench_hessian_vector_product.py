@@ -30,7 +30,10 @@ CASES = {  # network, floors: anew, kept, per vector of eight against one
     "mlp": (mlp, {"anew": 2.0}),
     "resnet20": (resnet20, {"anew": 2.0}),
 }
-TOLERANCE = 1e-5  # of the norm of the product in float64
+# Of the norm of the product in float64. Where a relu or a max_pool falls on the other side of its
+# kink in float32, that sample's product is another one: big and ResNet-20 have enough of them that
+# PyTorch itself is up to 2e-4 off.
+TOLERANCE = {"small": 1e-5, "mlp": 1e-5, "big": 1e-3, "resnet20": 1e-3}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -57,8 +60,8 @@ def test_product(compare: Callable[..., dict[str, float]], case: str) -> None:
         return native.hessian_vector_product(point, v)
 
     error = max(deviation(anew(), expected), deviation(eight()[:, 0], expected))
-    assert error < TOLERANCE
-    best = fastest(model, data, v[:, 0], expected, retained=case != "resnet20")
+    assert error < TOLERANCE[case]
+    best = fastest(model, data, v[:, 0], expected, TOLERANCE[case], retained=case != "resnet20")
 
     def figures(seconds: dict[str, float]) -> dict[str, float]:
         theirs = min(seconds[name] for name in seconds if name.startswith("torch"))
@@ -82,13 +85,18 @@ def test_product(compare: Callable[..., dict[str, float]], case: str) -> None:
 
 
 def fastest(
-    model: nn.Module, data: tuple[Tensor, Tensor], v: Tensor, expected: Tensor, retained: bool
+    model: nn.Module,
+    data: tuple[Tensor, Tensor],
+    v: Tensor,
+    expected: Tensor,
+    tolerance: float,
+    retained: bool,
 ) -> list[Way]:
     """The fastest way that forms everything anew, and the fastest that retains the graph."""
     best: dict[bool, tuple[float, Way]] = {}
     for way in ways(model, *data, retained=retained):
         try:
-            assert deviation(way.product(v), expected) < TOLERANCE
+            assert deviation(way.product(v), expected) < tolerance
         except torch._dynamo.exc.TorchDynamoException:
             print(f"  {way.name}: cannot be compiled")
             continue

@@ -18,7 +18,8 @@ from pylandscape.engines.native import (
 from pylandscape.engines.program import NotCovered
 
 KEPT_BYTES = 1 << 30  # of the point's pass, kept for further products at the same point
-VECTORS = 8  # directions that share a pass; each takes a gradient of memory per thread
+VECTORS = 8  # directions that share a pass, at most
+PASS_BYTES = 32 << 20  # of weights and derivatives along them: what a last-level cache may hold
 CHUNK_SAMPLES = 128  # that are summed in float32
 TOLERANCE = 1e-3  # of a gradient and a product against torch, relative to their norm
 
@@ -95,11 +96,18 @@ class NativeDerivatives:
         rows = directions[None] if directions.ndim == 1 else directions.T
         if len(rows) == 0:
             return directions
-        parts = [self._products(kind, vector, part)[1] for part in rows.split(VECTORS)]
+        together = self._vectors_per_pass(self._tape(kind))
+        parts = [self._products(kind, vector, part)[1] for part in rows.split(together)]
         found = torch.cat(parts)
         if not bool(torch.isfinite(found).all()):
             return None
         return found[0] if directions.ndim == 1 else found.T.contiguous()
+
+    @staticmethod
+    def _vectors_per_pass(tape: TapePlans) -> int:
+        """A pass reads all of them per block of samples, which pays while they stay in a cache."""
+        per_vector = 4 * (tape.packed + torch.get_num_threads() * tape.gradient)
+        return max(1, min(VECTORS, PASS_BYTES // per_vector))
 
     def _products(self, kind: str, vector: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
         """Sums [7] of the loss, if the point was run, and means of derivatives [max(V, 1), P]."""
