@@ -13,7 +13,7 @@ STABLE_TORCH_LIBRARY(pylandscape, m) {
   m.def("filter_norms.random(Tensor seeds, Tensor filter_table) -> Tensor");
   m.def("random_normal(Tensor seeds, int size) -> Tensor");
   m.def(
-      "lanczos_step(Tensor(a!) basis, Tensor(b!) product, int step, float scale, "
+      "lanczos_step(Tensor(a!) basis, Tensor(b!) product, int step, Tensor(c!) scale, "
       "float tolerance) -> (Tensor coefficients, Tensor beta, Tensor breakdown)");
   m.def(
       "evaluate_points(Tensor(a!) sums, Tensor packed, Tensor coordinates, Tensor inputs, "

@@ -14,6 +14,7 @@ Shapes: P parameters, D directions, K points, F filters. A filter table is int64
 numbered through the table.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -47,6 +48,7 @@ __all__ = [
     "cuda_build",
     "evaluate_points",
     "evaluate_points_on_device",
+    "fetch_steps",
     "filter_norms",
     "has_kernels",
     "hessian_vector_product",
@@ -353,31 +355,47 @@ def _(seeds: Tensor, size: int) -> Tensor:
 
 
 class LanczosStep(NamedTuple):
-    """What one step of the Lanczos process found.
+    """What one step of the Lanczos process found, on the device of the basis.
 
     Attributes:
         coefficients: float64 [j + 1], v_i . H v_j for all rows: column j of V H V^T. The last is
             alpha, the one before the last beta; after a restart, the others are the coupling to the
             kept Ritz vectors.
-        beta: the norm of what is left of H v_j beyond the basis.
-        breakdown: beta is negligible, or not finite, and row j + 1 was not written.
+        beta: float64 [], the norm of what is left of H v_j beyond the basis.
+        breakdown: bool [], beta is negligible, or not finite, and row j + 1 was not written.
     """
 
     coefficients: Tensor
-    beta: float
-    breakdown: bool
+    beta: Tensor
+    breakdown: Tensor
 
     @property
-    def alpha(self) -> float:
-        """v_j . H v_j."""
-        return float(self.coefficients[-1])
+    def alpha(self) -> Tensor:
+        """v_j . H v_j, float64 []."""
+        return self.coefficients[-1]
+
+
+def fetch_steps(steps: Sequence[LanczosStep]) -> list[LanczosStep]:
+    """The same on the CPU: one wait for the device and one transfer for all of them.
+
+    Example:
+        >>> basis = torch.eye(2)
+        >>> [step] = fetch_steps([lanczos_step(basis, torch.tensor([3.0, 4.0]), 0)])
+        >>> float(step.alpha), float(step.beta), bool(step.breakdown), basis[1].tolist()
+        (3.0, 4.0, False, [0.0, 1.0])
+    """
+    if not steps:
+        return []
+    parts = [torch.cat((s.coefficients, s.beta[None], s.breakdown[None].double())) for s in steps]
+    found = torch.cat(parts).cpu().split([len(part) for part in parts])
+    return [LanczosStep(part[:-2], part[-2], part[-1].bool()) for part in found]
 
 
 def lanczos_step(
     basis: Tensor,
     product: Tensor,
     row: int,
-    scale: float = 0.0,
+    scale: Tensor | float = 0.0,
     tolerance: float | None = None,
 ) -> LanczosStep:
     """One step of the Lanczos process with full reorthogonalisation, in place.
@@ -397,10 +415,14 @@ def lanczos_step(
         product: H v_j [P], contiguous, float32 or float64. Overwritten with what is left of it, not
             normalised.
         row: j, at most M - 2.
-        scale: a lower bound on the norm of H, such as the largest |Ritz value| so far.
+        scale: a lower bound on the norm of H, such as the largest |Ritz value| so far. A tensor,
+            float64 [] beside the basis, is raised to |H v_j|: so it follows on a device.
         tolerance: it is a breakdown, an invariant subspace, when
             |w| <= tolerance * max(scale, |H v_j|); ten units of rounding by default. The basis says
             nothing beyond it then, and v_{j+1} would be noise.
+
+    Returns:
+        What was found, on the device; on CUDA nothing waits for it, see `fetch_steps`.
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit, or `row` is out of range.
@@ -410,7 +432,7 @@ def lanczos_step(
         >>> V = torch.zeros(4, 3, dtype=torch.float64)
         >>> V[0] = 3**-0.5
         >>> steps = [lanczos_step(V, H @ V[j], j) for j in range(3)]
-        >>> [round(step.alpha, 4) for step in steps], steps[2].breakdown
+        >>> [round(float(step.alpha), 4) for step in steps], bool(steps[2].breakdown)
         ([2.3333, 2.8095, 1.8571], True)
     """
     size = _vector_size("lanczos_step", "product", product)
@@ -433,17 +455,22 @@ def lanczos_step(
             f"lanczos_step: row must be from 0 to {len(basis) - 2} for a basis of {len(basis)} "
             f"rows, got {row}."
         )
+    if not isinstance(scale, Tensor):
+        scale = product.new_full((), scale, dtype=torch.float64)
+    elif scale.shape != () or scale.dtype != torch.float64 or scale.device != product.device:
+        raise ValueError(
+            f"lanczos_step: scale must be a number or float64 of shape [] on {product.device}, got "
+            f"{show(scale)} on {scale.device}."
+        )
     if tolerance is None:
         tolerance = 10 * torch.finfo(product.dtype).eps
     with torch.no_grad():
         step = torch.ops.pylandscape.lanczos_step if has_kernels(product) else _lanczos_step
-        coefficients, beta, breakdown = step(basis, product, row, float(scale), float(tolerance))
-    found = torch.cat((coefficients, beta[None], breakdown[None].double())).cpu()  # in one transfer
-    return LanczosStep(found[:-2], float(found[-2]), bool(found[-1]))
+        return LanczosStep(*step(basis, product, row, scale, float(tolerance)))
 
 
 def _lanczos_step(
-    basis: Tensor, product: Tensor, row: int, scale: float, tolerance: float
+    basis: Tensor, product: Tensor, row: int, scale: Tensor, tolerance: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The operator in plain torch, for any device."""
     tiles = [*zip(basis[: row + 1].split(_BLOCK, 1), product.split(_BLOCK), strict=True)]
@@ -457,7 +484,8 @@ def _lanczos_step(
             w.copy_(w.double() - dots @ rows.double())
         coefficients += dots
     beta = torch.linalg.vector_norm(product, dtype=torch.float64)
-    least = (tolerance * norm.clamp(min=scale)).clamp(min=torch.finfo(torch.float64).tiny)
+    torch.fmax(scale, norm, out=scale)  # of NaN and a number, the number
+    least = (tolerance * scale).clamp(min=torch.finfo(torch.float64).tiny)
     breakdown = ~((beta > least) & torch.isfinite(beta))
     if not breakdown:
         torch.mul(product, 1 / beta, out=basis[row + 1])
@@ -466,7 +494,7 @@ def _lanczos_step(
 
 @torch.library.register_fake("pylandscape::lanczos_step")
 def _(
-    basis: Tensor, product: Tensor, step: int, scale: float, tolerance: float
+    basis: Tensor, product: Tensor, step: int, scale: Tensor, tolerance: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     coefficients = product.new_empty(step + 1, dtype=torch.float64)
     return coefficients, coefficients.new_empty(()), coefficients.new_empty((), dtype=torch.bool)

@@ -107,9 +107,9 @@ def _lanczos(size: int, rows: int, dtype: torch.dtype, device: torch.device | st
     step = _ops.lanczos_step(basis, product, rows - 1)
     step_there = _ops.lanczos_step(there, product_there, rows - 1)
     error = _error(step_there.coefficients, step.coefficients)
-    error = max(error, _error(product_there, product), abs(step_there.beta - step.beta))
+    error = max(error, _error(product_there, product), _error(step_there.beta, step.beta))
     if not step.breakdown:
-        error = max(error, _error(there[rows], basis[rows]) * step.beta)
+        error = max(error, _error(there[rows], basis[rows]) * float(step.beta))
     what = f"lanczos_step, {size} x {rows}, {str(dtype).removeprefix('torch.')}"
     return Comparison(what, error, 20 * torch.finfo(dtype).eps)
 

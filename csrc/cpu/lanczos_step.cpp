@@ -8,6 +8,7 @@
 //   1  c = V w
 //   2  w -= V^T c,  d = V w
 //   3  w -= V^T d,  |w|^2
+// `scale`, a lower bound on |H|, is raised to |H v_j|; what is left counts as nothing beside it.
 // Dot products are summed in float64, within tiles and then over the tiles in order, whatever the
 // number of threads or the instruction set.
 
@@ -106,13 +107,14 @@ Step orthogonalize(const T* basis, T* w, std::int64_t rows, std::int64_t size,
 
 template <typename T>
 Step step_in(const Tensor& basis, const Tensor& product, std::int64_t step, double* coefficients,
-             double scale, double tolerance, bool* breakdown) {
+             double* scale, double tolerance, bool* breakdown) {
   const std::int64_t size = product.numel();
   T* rows = basis.mutable_data_ptr<T>();
   T* w = product.mutable_data_ptr<T>();
   const Step done = orthogonalize(rows, w, step + 1, size, coefficients);
   // NaN and infinity count as breakdown: no row can be written
-  const double least = std::max(tolerance * std::max(scale, done.product_norm), DBL_MIN);
+  *scale = std::max(*scale, done.product_norm);
+  const double least = std::max(tolerance * *scale, DBL_MIN);
   *breakdown = !(done.beta > least && done.beta <= DBL_MAX);
   if (!*breakdown) {
     const auto scale_kernel = PYLANDSCAPE_DISPATCH(scale_columns<T>);
@@ -126,16 +128,17 @@ Step step_in(const Tensor& basis, const Tensor& product, std::int64_t step, doub
 }
 
 std::tuple<Tensor, Tensor, Tensor> lanczos_step_cpu(const Tensor& basis, const Tensor& product,
-                                                    std::int64_t step, double scale,
+                                                    std::int64_t step, const Tensor& scale,
                                                     double tolerance) {
   Tensor coefficients = torch::stable::new_empty(product, {step + 1}, ScalarType::Double);
   Tensor beta = torch::stable::new_empty(product, {}, ScalarType::Double);
   Tensor breakdown = torch::stable::new_empty(product, {}, ScalarType::Bool);
   double* c = coefficients.mutable_data_ptr<double>();
   bool* broken = breakdown.mutable_data_ptr<bool>();
+  double* size = scale.mutable_data_ptr<double>();
   const Step done = product.scalar_type() == ScalarType::Float
-                        ? step_in<float>(basis, product, step, c, scale, tolerance, broken)
-                        : step_in<double>(basis, product, step, c, scale, tolerance, broken);
+                        ? step_in<float>(basis, product, step, c, size, tolerance, broken)
+                        : step_in<double>(basis, product, step, c, size, tolerance, broken);
   *beta.mutable_data_ptr<double>() = done.beta;
   return {coefficients, beta, breakdown};
 }

@@ -12,7 +12,8 @@ namespace pylandscape::cuda {
 namespace {
 
 std::tuple<Tensor, Tensor, Tensor> lanczos_step_cuda(const Tensor& basis, const Tensor& product,
-                                                     Int step, double scale, double tolerance) {
+                                                     Int step, const Tensor& scale,
+                                                     double tolerance) {
   const Launch launch(product);
   const Int rows = step + 1, size = product.numel();
   Tensor coefficients = torch::stable::new_empty(product, {rows}, ScalarType::Double);
@@ -22,7 +23,7 @@ std::tuple<Tensor, Tensor, Tensor> lanczos_step_cuda(const Tensor& basis, const 
       torch::stable::new_empty(product, {lanczos_scratch(rows, size)}, ScalarType::Double);
   const auto run = [&]<typename T>(T*) {
     lanczos_step<T>(launch, basis.mutable_data_ptr<T>(), rows, size, product.mutable_data_ptr<T>(),
-                    scale, tolerance, scratch.mutable_data_ptr<double>(),
+                    tolerance, scratch.mutable_data_ptr<double>(), scale.mutable_data_ptr<double>(),
                     coefficients.mutable_data_ptr<double>(), beta.mutable_data_ptr<double>(),
                     breakdown.mutable_data_ptr<bool>());
   };

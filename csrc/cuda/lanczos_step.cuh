@@ -72,16 +72,17 @@ __global__ void __launch_bounds__(kTileThreads)
   if (lane == 0) sums[r] = sum;
 }
 
-// One block: the coefficients of both sweeps, beta, and whether the step broke down. NaN and
-// infinity count as breakdown.
+// One block: the coefficients of both sweeps, beta, the largest product so far, and whether the
+// step broke down. NaN and infinity count as breakdown.
 __global__ void __launch_bounds__(kTileThreads)
-    decide_kernel(Global<const double> first, Global<const double> second, Int rows, double scale,
-                  double tolerance, Global<double> coefficients, Global<double> beta,
-                  Global<bool> breakdown) {
+    decide_kernel(Global<const double> first, Global<const double> second, Int rows,
+                  double tolerance, Global<double> scale, Global<double> coefficients,
+                  Global<double> beta, Global<bool> breakdown) {
   for (Int r = threadIdx.x; r < rows; r += kTileThreads) coefficients[r] = first[r] + second[r];
   if (threadIdx.x == 0) {
     const double norm = sqrt(first[rows]), left = sqrt(second[rows]);
-    const double relative = tolerance * (norm > scale ? norm : scale);
+    if (norm > *scale) *scale = norm;
+    const double relative = tolerance * *scale;
     const double limit = relative > kSmallestNormal ? relative : kSmallestNormal;
     *beta = left;
     *breakdown = !(left > limit && left <= kLargest);
@@ -106,7 +107,7 @@ inline Int lanczos_scratch(Int rows, Int size) { return (divide_up(size, kTile) 
 // `rows` rows of the basis [M, P] against vector [P]; row `rows` is written. coefficients [rows].
 template <typename T, typename Launch>
 void lanczos_step(const Launch& launch, Global<T> basis, Int rows, Int size, Global<T> vector,
-                  double scale, double tolerance, Global<double> scratch,
+                  double tolerance, Global<double> scratch, Global<double> scale,
                   Global<double> coefficients, Global<double> beta, Global<bool> breakdown) {
   const Int tiles = divide_up(size, kTile);
   const Int width = rows + 1;
@@ -129,7 +130,7 @@ void lanczos_step(const Launch& launch, Global<T> basis, Int rows, Int size, Glo
   add_tiles(0, second);
   sweep(PYLANDSCAPE_KERNEL(sweep_kernel<Sweep::last, T>), second);
   add_tiles(rows, second);
-  launch(PYLANDSCAPE_KERNEL(decide_kernel), 1, kTileThreads, first, second, rows, scale, tolerance,
+  launch(PYLANDSCAPE_KERNEL(decide_kernel), 1, kTileThreads, first, second, rows, tolerance, scale,
          coefficients, beta, breakdown);
   if (size > 0) {
     launch(PYLANDSCAPE_KERNEL(next_row_kernel<T>), blocks_for(size, kTileThreads), kTileThreads,

@@ -124,7 +124,7 @@ class Search:
     def _converge(self) -> bool:
         """Steps until the bounds of all wanted pairs, locked or not, are at most target * scale."""
         while True:
-            if self.store.due:
+            if self.store.due and not self.process.between_fetches:
                 self._save()
             if self._is_check_due():
                 pairs = self._pairs()
@@ -165,6 +165,8 @@ class Search:
         while self.products < self.limit:
             self._step(probe)
             steps += 1
+            if probe.between_fetches and self.products < self.limit:
+                continue
             values, vectors, bounds = probe.ritz()
             distances = np.minimum(upper - values, values - lower) + margin
             extreme = distances.argmin()
@@ -218,7 +220,7 @@ class Search:
         with DeferredInterrupt():
             combine_rows(self.rows[: len(pairs)], coefficients[:, chosen])
             self.locked = pairs[chosen]
-            self.process.size = 0
+            self.process.end()
 
     def _pairs(self) -> np.ndarray:
         """[locked + m, 2]: value and residual bound of all pairs known now."""
@@ -227,9 +229,12 @@ class Search:
 
     def _is_check_due(self) -> bool:
         """After every step while that costs little against a product, later after some."""
-        size = self.process.size
-        last = self.process.exhausted or self.products >= self.limit
-        return size > 0 and (last or size % max(1, size // 16) == 0)
+        process, is_last = self.process, self.products >= self.limit
+        if process.between_fetches and not is_last:
+            return False
+        size, is_last = process.size, is_last or process.exhausted
+        fresh = range(max(1, size - process.ahead + 1), size + 1)  # at this size or passed since
+        return size > 0 and (is_last or any(s % max(1, s // 16) == 0 for s in fresh))
 
     def _are_settled(self, bounds: np.ndarray) -> bool:
         # a start vector nearly without the wanted direction has a small residual at first

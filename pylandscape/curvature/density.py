@@ -8,7 +8,13 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from pylandscape._checks import require, show
-from pylandscape.curvature._krylov import Krylov, SymmetricOperator, check_operator, described
+from pylandscape.curvature._krylov import (
+    Krylov,
+    SymmetricOperator,
+    check_operator,
+    described,
+    multiply,
+)
 from pylandscape.curvature._probes import Probes, Vectors, check_vectors
 from pylandscape.curvature.operators import CurvatureOperator
 from pylandscape.objective import Interrupted
@@ -232,8 +238,9 @@ class _Run:
         for start in self.probes.draw(count):
             rows = torch.empty(self.steps + 1, n, dtype=H.dtype, device=H.device)
             self._processes.append(Krylov(rows, 0, start))
-        while going := [p for p in self._processes if not (p.full or p.exhausted)]:
-            images = H @ torch.stack([process.following for process in going], 1)
+        while going := [p for p in self._processes if p.can_go_on]:
+            starts = torch.stack([process.following for process in going], 1)
+            images = multiply(H, starts, waits=any(process.waits for process in going))
             for process, image in zip(going, images.T.contiguous(), strict=True):
                 process.take(image, process.size_of_columns)
             bar.update(len(going))

@@ -110,12 +110,16 @@ class CurvatureOperator:
         Raises:
             ValueError: `v` has another length, dtype or device, or the product is not finite.
         """
-        self._check_vector(v)
-        self.products += 1 if v.ndim == 1 else v.shape[1]
-        product = self.restrict(_PRODUCTS[self.kind](self.objective, self.embed(v), self.at))
+        product = self.unchecked(v)
         if not torch.isfinite(product).all():
             raise ValueError(f"{self.kind} @ v: the product must be finite, got {self._cause(v)}")
         return product
+
+    def unchecked(self, v: Tensor) -> Tensor:
+        """The product, finite or not: on a GPU nothing waits for it."""
+        self._check_vector(v)
+        self.products += 1 if v.ndim == 1 else v.shape[1]
+        return self.restrict(_PRODUCTS[self.kind](self.objective, self.embed(v), self.at))
 
     def embed(self, v: Tensor) -> Tensor:
         """[n] or [n, K] -> [P] or [P, K]: zero for all parameters that are not selected."""

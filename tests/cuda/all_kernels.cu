@@ -26,7 +26,7 @@ void use_all_of() {
   perturb<T>(launch, nullptr, nullptr, 1, 1, nullptr, 1, nullptr);
   perturb_random<T>(launch, nullptr, nullptr, nullptr, 1, {}, 1, 1, nullptr, 1, nullptr);
   filter_norms(launch, StoredVector<T>{}, 1, {}, 1, nullptr, nullptr);
-  lanczos_step<T>(launch, nullptr, 1, 1, nullptr, 0, 0, nullptr, nullptr, nullptr, nullptr);
+  lanczos_step<T>(launch, nullptr, 1, 1, nullptr, 0, nullptr, nullptr, nullptr, nullptr, nullptr);
 }
 
 }  // namespace

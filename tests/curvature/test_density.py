@@ -8,6 +8,7 @@ from models import labels, normal
 from torch import Tensor, nn
 
 import pylandscape as pl
+from pylandscape.curvature import _krylov
 
 THREE = [0.0] * 180 + [1.0] * 18 + [10.0] * 2  # masses 90, 9 and 1 %
 
@@ -70,6 +71,20 @@ def test_the_masses_of_three_eigenvalues(dtype, vectors):
         assert error < 0.15 * expected
     assert abs(float(found.density.integrate("eigenvalue")) - 1) < 1e-6
     assert found.attrs["products"] < 100 * 20  # each process ends where its quadrature is exact
+
+
+@pytest.mark.parametrize("ahead", [3, 8])
+def test_steps_under_way_at_once_change_nothing(monkeypatch, ahead):
+    """As on a GPU; the processes of the first matrix end after three steps, of the second never."""
+    for values in (THREE, continuous()):
+        matrix = symmetric(values)
+        expected = pl.spectral_density(matrix, 6, 20)
+        monkeypatch.setitem(_krylov.STEPS_AHEAD, "cpu", ahead)
+        found = pl.spectral_density(matrix, 6, 20)
+        monkeypatch.undo()
+        assert found.attrs["products"] == expected.attrs["products"]
+        for name in ("node", "weight", "residual"):
+            np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-12)
 
 
 def test_widths_of_any_size_draw_alike():

@@ -1,5 +1,6 @@
 """`pl.eigenpairs` on matrices of known spectrum and on a network, against dense eigensolvers."""
 
+import itertools
 import subprocess
 import sys
 import warnings
@@ -10,6 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import pylandscape as pl
+from pylandscape.curvature import _krylov
 from pylandscape.curvature._checkpoint import Checkpoint
 from pylandscape.curvature._search import Search, Wanted
 from pylandscape.progress import progress_bar
@@ -80,10 +82,15 @@ def test_known_spectra(name, which):
     _check(matrix, pairs, expected, atol=1e-7 * max(map(abs, SPECTRA[name])) + 1e-14)
 
 
+@pytest.mark.parametrize("ahead", [1, 3, 8])
 @pytest.mark.parametrize("which", ["largest", "both"])
 @pytest.mark.parametrize("name", SPECTRA)
-def test_known_spectra_with_the_least_memory(name, which):
-    """Restarts, wherever the matrix is larger than the basis may be, change no answer."""
+def test_known_spectra_with_the_least_memory(name, which, ahead, monkeypatch):
+    """Restarts, wherever the matrix is larger than the basis may be, change no answer.
+
+    Nor do steps under way at once, as on a GPU.
+    """
+    monkeypatch.setitem(_krylov.STEPS_AHEAD, "cpu", ahead)
     matrix = _matrix(SPECTRA[name])
     n = len(matrix)
     rows = min(n, 2 * len(_wanted(SPECTRA[name], 3, which)) + 6) + 1
@@ -302,10 +309,15 @@ class TestBrokenOff:
         memory = 15 * 80 * H.dtype.itemsize  # the least for 4 pairs: the basis is often full
         return pl.eigenpairs(H, 2, "both", tol=1e-6, memory=memory, seed=5, **options)
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-    @pytest.mark.parametrize("every", [0, 1e9])
-    def test_a_resumed_run_equals_the_uninterrupted_one(self, tmp_path, every, dtype):
+    @pytest.mark.parametrize(
+        ("every", "dtype", "ahead"),
+        [*itertools.product([0, 1e9], [torch.float32, torch.float64], [1]), (0, torch.float64, 4)],
+    )
+    def test_a_resumed_run_equals_the_uninterrupted_one(
+        self, tmp_path, every, dtype, ahead, monkeypatch
+    ):
         """Broken off everywhere, in turn: while converging, in the search for copies, and after."""
+        monkeypatch.setitem(_krylov.STEPS_AHEAD, "cpu", ahead)
         matrix = _matrix(self.LARGE, dtype=dtype)
         tol = {} if dtype == torch.float64 else {"max_products": 400}
         with warnings.catch_warnings():
@@ -354,7 +366,9 @@ class TestBrokenOff:
         assert torch.equal(again.vectors, self._run(matrix).vectors)
         assert again.converged
 
-    def test_what_is_known_is_in_the_error(self):
+    @pytest.mark.parametrize("ahead", [1, 8])
+    def test_what_is_known_is_in_the_error(self, ahead, monkeypatch):
+        monkeypatch.setitem(_krylov.STEPS_AHEAD, "cpu", ahead)
         matrix = _matrix([*BULK, 10, 5])
         with pytest.raises(pl.Interrupted, match="interrupted after 12 products") as stop:
             pl.eigenpairs(Breaking(matrix, 13), k=2)

@@ -99,9 +99,21 @@ def test_breakdown_is_relative_to_the_matrix(level: str) -> None:
             orthonormal(100, 3, torch.float64),
             1e-16 * random_vector(100, torch.float64),
         )
-        assert _ops.lanczos_step(basis, product, 2, scale=scale).breakdown is breakdown
+        assert bool(_ops.lanczos_step(basis, product, 2, scale=scale).breakdown) is breakdown
     basis, product = orthonormal(100, 3, torch.float64), random_vector(100, torch.float64)
     assert _ops.lanczos_step(basis, product, 2, tolerance=2.0).breakdown
+
+
+def test_a_tensor_of_the_scale_follows_the_products(level: str) -> None:
+    scale = torch.tensor(0.5, dtype=torch.float64)
+    basis = orthonormal(100, 3, torch.float64)
+    for size, expected in [(0.1, 0.5), (4.0, 4.0), (2.0, 4.0), (float("nan"), 4.0)]:
+        product = torch.nn.functional.normalize(random_vector(100, torch.float64), dim=0) * size
+        step = _ops.lanczos_step(basis, product, 2, scale)
+        assert bool(step.breakdown) is (size != size)
+        assert abs(float(scale) - expected) < 1e-12
+    tiny = 1e-16 * random_vector(100, torch.float64)
+    assert _ops.lanczos_step(basis, tiny, 2, scale).breakdown
 
 
 def test_a_zero_product_is_a_breakdown(level: str) -> None:
@@ -120,7 +132,7 @@ def test_nan_and_infinity_are_reported(level: str, value: float) -> None:
     step = _ops.lanczos_step(basis, product, 4)
     assert step.breakdown
     assert not bool(torch.isfinite(step.coefficients).any())
-    assert not torch.isfinite(torch.tensor(step.beta))
+    assert not bool(torch.isfinite(step.beta))
     assert torch.equal(basis[:5], before[:5])
     assert bool(basis[5].isnan().all())
 
@@ -176,13 +188,13 @@ def test_plain_torch_does_the_same(dtype: torch.dtype) -> None:
     for product in (random_vector(3000, dtype), orthonormal(3000, 7, dtype)[2] * 3):
         basis = orthonormal(3000, 7, dtype)
         plain_basis, rest = basis.clone(), product.clone()
-        tolerance = 10 * torch.finfo(dtype).eps
-        coefficients, beta, breakdown = _ops._lanczos_step(plain_basis, rest, 6, 0.0, tolerance)
+        tolerance, scale = 10 * torch.finfo(dtype).eps, torch.zeros((), dtype=torch.float64)
+        coefficients, beta, breakdown = _ops._lanczos_step(plain_basis, rest, 6, scale, tolerance)
         step = _ops.lanczos_step(basis, product, 6)
-        assert bool(breakdown) == step.breakdown
+        assert bool(breakdown) == bool(step.breakdown)
         close = {"rtol": 0, "atol": ROUNDING[dtype] * float(coefficients.norm() + beta)}
         torch.testing.assert_close(coefficients, step.coefficients, **close)
-        torch.testing.assert_close(float(beta), step.beta, **close)
+        torch.testing.assert_close(beta, step.beta, **close)
         torch.testing.assert_close(plain_basis, basis, equal_nan=True, **close)
 
 
@@ -201,6 +213,7 @@ B, W = torch.zeros(3, 4), torch.zeros(4)
         ((torch.zeros(4, 3).T, W, 0), r"lanczos_step: basis must be contiguous of shape \[M, 4\]"),
         ((B, W, 2), "lanczos_step: row must be from 0 to 1 for a basis of 3 rows, got 2"),
         ((B, W, -1), "lanczos_step: row must be from 0 to 1"),
+        ((B, W, 0, torch.zeros(())), r"scale must be a number or float64 of shape \[\] on cpu"),
     ],
 )
 def test_bad_arguments(arguments: tuple[Tensor, Tensor, int], message: str) -> None:
@@ -210,5 +223,5 @@ def test_bad_arguments(arguments: tuple[Tensor, Tensor, int], message: str) -> N
 
 def test_opcheck() -> None:
     basis, product = orthonormal(37, 3, torch.float64), random_vector(37, torch.float64)
-    basis[3] = 0
-    torch.library.opcheck(torch.ops.pylandscape.lanczos_step, (basis, product, 2, 0.0, 1e-14))
+    basis[3], scale = 0, torch.zeros((), dtype=torch.float64)
+    torch.library.opcheck(torch.ops.pylandscape.lanczos_step, (basis, product, 2, scale, 1e-14))

@@ -36,15 +36,16 @@ void bind_for(py::module_& m) {
     filter_norms(Launch{reversed}, StoredVector<T>{global(vector, "vector")}, 1, chunks, out.size(),
                  global(partial, "partial"), global(out, "norms"));
   });
-  m.def("lanczos_step", [](const Array<T>& basis, const Array<T>& product, Int step, double scale,
-                           double tolerance, const Array<double>& coefficients,
-                           const Array<double>& beta, const Array<bool>& breakdown, bool reversed) {
-    Array<double> scratch(lanczos_scratch(step + 1, product.size()));
-    lanczos_step<T>(Launch{reversed}, global(basis, "basis"), step + 1, product.size(),
-                    global(product, "product"), scale, tolerance, global(scratch, "scratch"),
-                    global(coefficients, "coefficients"), global(beta, "beta"),
-                    global(breakdown, "breakdown"));
-  });
+  m.def("lanczos_step",
+        [](const Array<T>& basis, const Array<T>& product, Int step, const Array<double>& scale,
+           double tolerance, const Array<double>& coefficients, const Array<double>& beta,
+           const Array<bool>& breakdown, bool reversed) {
+          Array<double> scratch(lanczos_scratch(step + 1, product.size()));
+          lanczos_step<T>(Launch{reversed}, global(basis, "basis"), step + 1, product.size(),
+                          global(product, "product"), tolerance, global(scratch, "scratch"),
+                          global(scale, "scale"), global(coefficients, "coefficients"),
+                          global(beta, "beta"), global(breakdown, "breakdown"));
+        });
 }
 
 }  // namespace

@@ -132,11 +132,15 @@ def lanczos_step(
     tolerance = 10 * torch.finfo(product.dtype).eps
     coefficients = torch.full((row + 1,), float("nan"), dtype=torch.float64)
     beta, breakdown = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.bool)
+    largest = torch.tensor(scale, dtype=torch.float64)
+    size = float(product.double().norm())
     simt.lanczos_step(
-        basis.numpy(), product.numpy(), row, scale, tolerance,
+        basis.numpy(), product.numpy(), row, largest.numpy(), tolerance,
         coefficients.numpy(), beta.numpy(), breakdown.numpy(), reverse,
     )  # fmt: skip
-    return _ops.LanczosStep(coefficients, float(beta), bool(breakdown))
+    if size < float("inf"):
+        torch.testing.assert_close(float(largest), max(scale, size))
+    return _ops.LanczosStep(coefficients, beta, breakdown)
 
 
 def orthonormal(size: int, rows: int, dtype: torch.dtype) -> Tensor:
@@ -159,8 +163,8 @@ def test_lanczos_step(size: int, rows: int, dtype: torch.dtype) -> None:
     torch.testing.assert_close(step.coefficients, expected.coefficients, **close)
     torch.testing.assert_close(product, rest, **close)
     torch.testing.assert_close(basis, expected_basis, equal_nan=True, **close)
-    assert abs(step.beta - expected.beta) < close["atol"] * max(1, expected.beta)
-    assert step.breakdown is expected.breakdown is (rows == size)
+    assert abs(step.beta - expected.beta) < close["atol"] * max(1, float(expected.beta))
+    assert bool(step.breakdown) is bool(expected.breakdown) is (rows == size)
     other = lanczos_step(again_basis, again, rows - 1, reverse=True)
     assert same_bits(again_basis, basis)
     assert same_bits(other.coefficients, step.coefficients)
