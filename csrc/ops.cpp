@@ -21,8 +21,8 @@ STABLE_TORCH_LIBRARY(pylandscape, m) {
   m.def(
       "evaluate_points.device(Tensor(a!) sums, Tensor(b!) workspace, Tensor(c!) partial, "
       "Tensor packed, Tensor coordinates, Tensor inputs, Tensor targets, Tensor plan, "
-      "Tensor constants, Tensor indices, int first, int last, int points_at_once, "
-      "int samples_at_once, int math) -> ()");
+      "Tensor constants, Tensor indices, Tensor seeds, Tensor scales, Tensor origins, int first, "
+      "int last, int points_at_once, int samples_at_once, int math) -> ()");
   m.def(
       "hessian_vector_product(Tensor(a!) products, Tensor(b!) sums, Tensor packed, Tensor inputs, "
       "Tensor targets, Tensor point_plan, Tensor direction_plan, Tensor constants, "

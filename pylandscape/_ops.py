@@ -560,6 +560,9 @@ def evaluate_points_on_device(
     plan: Tensor,
     constants: Tensor,
     indices: Tensor,
+    seeds: Tensor,
+    scales: Tensor,
+    origins: Tensor,
     first: int,
     last: int,
     points_at_once: int,
@@ -568,18 +571,22 @@ def evaluate_points_on_device(
 ) -> None:
     """As `evaluate_points`, on a CUDA device; neither allocates nor waits.
 
-    The arguments come from `engines/cuda.py`, which makes them fit; all but `plan` lie on the
-    device.
+    The arguments come from `engines/cuda.py`, which makes them fit; all but `plan` and `origins`
+    lie on the device.
 
     Args:
         workspace: float32, room for the activations of a launch, see `CudaPlan.workspace`.
         partial: float64, room for the sums of the loss's blocks.
+        packed: as there, or the centre alone, float32 [1, packed], with generated directions.
+        seeds: int64 [D] of generated directions, or empty.
+        scales: float32 [D, filters] of these.
+        origins: int64 [T, 5], see `CudaPlan.origins`.
         points_at_once, samples_at_once: of a launch.
         math: 0 float32, 1 TF32, 2 bfloat16.
     """
     torch.ops.pylandscape.evaluate_points.device(
         sums, workspace, partial, packed, coordinates, inputs, targets, plan, constants, indices,
-        first, last, points_at_once, samples_at_once, math,
+        seeds, scales, origins, first, last, points_at_once, samples_at_once, math,
     )  # fmt: skip
 
 
@@ -595,6 +602,9 @@ def _(
     plan: Tensor,
     constants: Tensor,
     indices: Tensor,
+    seeds: Tensor,
+    scales: Tensor,
+    origins: Tensor,
     first: int,
     last: int,
     points_at_once: int,

@@ -125,6 +125,13 @@ class Directions:
         return self._stored is None
 
     @property
+    def streams(self) -> tuple[Tensor, Tensor] | None:
+        """Seeds int64 [D] and scales float64 [D, F] of generated directions."""
+        if self._seeds is None or self._scales is None:
+            return None
+        return self._seeds, self._scales
+
+    @property
     def vectors(self) -> Tensor:
         """All of them [D, P], float32 where they are random."""
         if self._stored is not None:

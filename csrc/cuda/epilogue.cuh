@@ -2,23 +2,56 @@
 
 #pragma once
 
-#include "cuda/device.cuh"
+#include "cuda/normal.cuh"
 #include "cuda/program.h"
 
 namespace pylandscape::cuda {
 
-// Parameters at points: center + sum_j c_j d_j, formed where they are used and never stored.
-struct Parameters {
-  Global<const float> center, directions;  // [P], [D, P]
-  Global<const float> coordinates;         // [points, D]
-  Int size, count;                         // P, D
-  bool separate;                           // instead of points: the centre, then each direction
+// Which of a step's tensors an element belongs to.
+enum class Role { weights, bias, gamma, beta };
 
-  __device__ float at(Int point, Int i) const {
-    if (separate) return point == 0 ? center[i] : directions[(point - 1) * size + i];
+// Directions that are stored, [D, P].
+struct Stored {
+  static constexpr bool kGenerated = false;
+  Global<const float> directions;
+  Int size;
+
+  __device__ float operator()(Role, Int j, Int i) const { return directions[j * size + i]; }
+};
+
+// Directions that are computed where they are used, from seeds [D] and scales [D, filters].
+struct Generated {
+  static constexpr bool kGenerated = true;
+  Global<const Int> seeds;
+  Global<const float> scales;
+  Int filters;
+  Origin origins[4];  // of the step's tensors, by role
+
+  __device__ float operator()(Role role, Int j, Int i) const {
+    const Origin& from = origins[static_cast<int>(role)];
+    const auto local = static_cast<unsigned>(i - from.offset);
+    const unsigned row =
+        local / static_cast<unsigned>(from.inner) % static_cast<unsigned>(from.rows);
+    return scales[j * filters + from.filter + row] *
+           normal(static_cast<std::uint64_t>(seeds[j]), from.flat + local);
+  }
+};
+
+// Parameters at points: center + sum_j c_j d_j, formed where they are used and never stored.
+template <typename Directions>
+struct Parameters {
+  static constexpr bool kGenerated = Directions::kGenerated;
+  Global<const float> center;       // [P]
+  Global<const float> coordinates;  // [points, D]
+  Directions directions;
+  Int count;      // D
+  bool separate;  // instead of points: the centre, then each direction
+
+  __device__ float at(Role role, Int point, Int i) const {
+    if (separate) return point == 0 ? center[i] : directions(role, point - 1, i);
     float sum = 0;
     for (Int j = 0; j < count; ++j) {
-      sum = fmaf(coordinates[point * count + j], directions[j * size + i], sum);
+      sum = fmaf(coordinates[point * count + j], directions(role, j, i), sum);
     }
     return center[i] + sum;
   }
@@ -81,14 +114,18 @@ struct Channel {
   float scale, shift;
 };
 
-__device__ inline Channel channel_at(const Finish& finish, const Parameters& parameters, Int point,
-                                     Int channel) {
+template <typename Directions>
+__device__ inline Channel channel_at(const Finish& finish, const Parameters<Directions>& parameters,
+                                     Int point, Int channel) {
   const Epilogue& record = finish.record;
-  const float bias = record.bias == kNone ? 0.0f : parameters.at(point, record.bias + channel);
+  const auto at = [&](Role role, Int offset, float missing) {
+    return offset == kNone ? missing : parameters.at(role, point, offset + channel);
+  };
+  const float bias = at(Role::bias, record.bias, 0.0f);
   if (record.inverse_std == kNone) return {1.0f, bias};
   // gamma times weights is a product, not linear in the coordinates: folded at the point
-  const float gamma = record.gamma == kNone ? 1.0f : parameters.at(point, record.gamma + channel);
-  const float beta = record.beta == kNone ? 0.0f : parameters.at(point, record.beta + channel);
+  const float gamma = at(Role::gamma, record.gamma, 1.0f);
+  const float beta = at(Role::beta, record.beta, 0.0f);
   const float scale = gamma * finish.constants[record.inverse_std + channel];
   return {scale, fmaf(bias - finish.constants[record.mean + channel], scale, beta)};
 }

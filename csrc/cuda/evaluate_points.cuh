@@ -18,8 +18,15 @@ struct Program {
 
 struct Evaluation {
   Program program;
-  Global<const float> packed;       // [1 + D, P]
+  Global<const float> packed;       // [1 + D, P], or [1, P] with generated directions
   Global<const float> coordinates;  // [K, D]
+  // Of generated directions: [D], [D, filters], and of every tensor on the host, in order of
+  // offset.
+  Global<const Int> seeds;
+  Global<const float> scales;
+  Int filters;
+  const Origin* origins;
+  Int origin_count;
   Global<const float> inputs, constants;
   Global<const Int> classes;
   Global<const float> targets;
@@ -34,7 +41,7 @@ struct Evaluation {
 };
 
 // One chunk of samples for one group of points.
-template <typename Launch>
+template <typename Directions, typename Launch>
 class Pass {
  public:
   Pass(const Launch& launch, const Evaluation& all, Int first_point, Int points, Int first_sample,
@@ -49,7 +56,7 @@ class Pass {
   // The products of the first layer with the centre and each direction, behind the activations.
   void form_products() const {
     const Product& layer = static_cast<const Product&>(*all_.program.steps[0]);
-    ProductWork work = product(layer);
+    ProductWork<Directions> work = product(layer);
     work.parameters.separate = true;
     work.finish.record = {kNone, kNone, kNone, kNone, kNone, kNone, Activation::none, 0};
     work.out = {products(), samples_ * size_of(layer.out), size_of(layer.out)};
@@ -84,13 +91,29 @@ class Pass {
     return all_.workspace + all_.program.head->row * rows_at_once();
   }
 
-  Parameters parameters() const {
-    return {all_.packed,
-            all_.packed + all_.program.head->packed,
-            all_.coordinates + first_point_ * all_.directions,
-            all_.program.head->packed,
-            all_.directions,
-            false};
+  // For a step that reads the tensors at these offsets, or kNone.
+  Parameters<Directions> parameters(Int weights, Int bias, Int gamma, Int beta) const {
+    const Int size = all_.program.head->packed;
+    Directions directions;
+    if constexpr (Directions::kGenerated) {
+      const Origin origins[] = {origin(weights), origin(bias), origin(gamma), origin(beta)};
+      directions = {
+          all_.seeds, all_.scales, all_.filters, {origins[0], origins[1], origins[2], origins[3]}};
+    } else {
+      directions = {all_.packed + size, size};
+    }
+    return {all_.packed, all_.coordinates + first_point_ * all_.directions, directions,
+            all_.directions, false};
+  }
+  Parameters<Directions> parameters(const Epilogue& record, Int weights = kNone) const {
+    return parameters(weights, record.bias, record.gamma, record.beta);
+  }
+  Origin origin(Int offset) const {
+    Origin found{};
+    for (Int i = 0; i < all_.origin_count && all_.origins[i].offset <= offset; ++i) {
+      found = all_.origins[i];
+    }
+    return found;
   }
   Finish finish(const Epilogue& record) const {
     const bool adds = record.residual != kNone;
@@ -100,9 +123,11 @@ class Pass {
     return {static_cast<unsigned>(points_), static_cast<unsigned>(samples_),
             static_cast<unsigned>(size)};
   }
-  ProductWork product(const Product& layer) const {
-    return {layer,        read(layer.in), parameters(), write(layer.out), finish(layer.epilogue),
-            all_.indices, samples_};
+  ProductWork<Directions> product(const Product& layer) const {
+    return {{layer, read(layer.in), all_.indices, samples_},
+            parameters(layer.epilogue, layer.weights),
+            write(layer.out),
+            finish(layer.epilogue)};
   }
 
   template <typename... Arguments>
@@ -113,8 +138,8 @@ class Pass {
   }
 
   void combine(const Product& layer) const {
-    each(PYLANDSCAPE_KERNEL(combine_kernel), size_of(layer.out), products(), parameters(),
-         layer.outputs, write(layer.out), finish(layer.epilogue));
+    each(PYLANDSCAPE_KERNEL(combine_kernel<Directions>), size_of(layer.out), products(),
+         parameters(layer.epilogue), layer.outputs, write(layer.out), finish(layer.epilogue));
   }
 
   void run(const Step& step) const {
@@ -145,8 +170,8 @@ class Pass {
     each(name, kernel, size_of(step.out), step, read(step.in), write(step.out));
   }
   void run(const Pointwise& step) const {
-    each(PYLANDSCAPE_KERNEL(pointwise_kernel), size_of(step.out), read(step.in), parameters(),
-         step.inner, write(step.out), finish(step.epilogue));
+    each(PYLANDSCAPE_KERNEL(pointwise_kernel<Directions>), size_of(step.out), read(step.in),
+         parameters(step.epilogue), step.inner, write(step.out), finish(step.epilogue));
   }
   void run(const Binary& step) const {
     each(PYLANDSCAPE_KERNEL(binary_kernel), size_of(step.out), step, read(step.left),
@@ -158,9 +183,10 @@ class Pass {
   }
   void run(const Normalize& step) const {
     const Extent groups = extent(step.groups);
-    launch_(PYLANDSCAPE_KERNEL(normalize_kernel), layer_blocks(Int{groups.work()} * kWarp),
-            kLayerThreads, groups, step, size_of(step.out) / step.groups, read(step.in),
-            parameters(), all_.constants, write(step.out));
+    launch_(PYLANDSCAPE_KERNEL(normalize_kernel<Directions>),
+            layer_blocks(Int{groups.work()} * kWarp), kLayerThreads, groups, step,
+            size_of(step.out) / step.groups, read(step.in),
+            parameters(kNone, kNone, step.weight, step.bias), all_.constants, write(step.out));
   }
   void run(const Loss& step) const {
     const Global<const Int> classes =
@@ -176,17 +202,26 @@ class Pass {
   Int first_point_, points_, first_sample_, samples_;
 };
 
-// Adds to sums [K, 7] those of samples [first, last).
-template <typename Launch>
-void evaluate_points(const Launch& launch, const Evaluation& all) {
+template <typename Directions, typename Launch>
+void evaluate_along(const Launch& launch, const Evaluation& all) {
   for (Int sample = all.first; sample < all.last; sample += all.samples_at_once) {
     const Int samples = least(all.samples_at_once, all.last - sample);
     for (Int point = 0; point < all.points; point += all.points_at_once) {
       const Int points = least(all.points_at_once, all.points - point);
-      const Pass<Launch> pass(launch, all, point, points, sample, samples);
+      const Pass<Directions, Launch> pass(launch, all, point, points, sample, samples);
       if (point == 0 && all.program.head->linear_first) pass.form_products();
       pass.run();
     }
+  }
+}
+
+// Adds to sums [K, 7] those of samples [first, last).
+template <typename Launch>
+void evaluate_points(const Launch& launch, const Evaluation& all) {
+  if (all.seeds) {
+    evaluate_along<Generated>(launch, all);
+  } else {
+    evaluate_along<Stored>(launch, all);
   }
 }
 

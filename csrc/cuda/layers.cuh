@@ -33,9 +33,10 @@ __device__ inline unsigned layer_threads() { return gridDim.x * kLayerThreads; }
 
 // The first layer at points, from its products with the centre and with each direction:
 // Z(c) = Z(w0) + sum_j c_j Z(d_j). in [1 + D][samples][size].
+template <typename Directions>
 __global__ void __launch_bounds__(kLayerThreads)
-    combine_kernel(Extent extent, Global<const float> products, Parameters parameters, Int outputs,
-                   Rows<float> out, Finish finish) {
+    combine_kernel(Extent extent, Global<const float> products, Parameters<Directions> parameters,
+                   Int outputs, Rows<float> out, Finish finish) {
   const Int next = Int{extent.samples} * extent.size;
   for (unsigned work = layer_thread(); work < extent.work(); work += layer_threads()) {
     const Place at(extent, work);
@@ -50,9 +51,10 @@ __global__ void __launch_bounds__(kLayerThreads)
   }
 }
 
+template <typename Directions>
 __global__ void __launch_bounds__(kLayerThreads)
-    pointwise_kernel(Extent extent, Rows<const float> in, Parameters parameters, Int inner,
-                     Rows<float> out, Finish finish) {
+    pointwise_kernel(Extent extent, Rows<const float> in, Parameters<Directions> parameters,
+                     Int inner, Rows<float> out, Finish finish) {
   for (unsigned work = layer_thread(); work < extent.work(); work += layer_threads()) {
     const Place at(extent, work);
     const Channel channel = channel_at(finish, parameters, at.point, at.element / inner);
@@ -152,9 +154,11 @@ __global__ void __launch_bounds__(kLayerThreads)
 }
 
 // A warp per group of a sample: two passes, sums in float64. `extent.size` counts groups.
+template <typename Directions>
 __global__ void __launch_bounds__(kLayerThreads)
     normalize_kernel(Extent extent, Normalize step, Int length, Rows<const float> in,
-                     Parameters parameters, Global<const float> constants, Rows<float> out) {
+                     Parameters<Directions> parameters, Global<const float> constants,
+                     Rows<float> out) {
   const unsigned lane = threadIdx.x % kWarp;
   for (unsigned work = layer_thread() / kWarp; work < extent.work();
        work += layer_threads() / kWarp) {
@@ -171,9 +175,11 @@ __global__ void __launch_bounds__(kLayerThreads)
     const auto factor = static_cast<float>(1.0 / sqrt(variance + constants[step.epsilon]));
     for (Int i = lane; i < length; i += kWarp) {
       const Int parameter = (first + i) % step.modulus / step.inner;
-      const float gamma =
-          step.weight == kNone ? 1.0f : parameters.at(at.point, step.weight + parameter);
-      const float beta = step.bias == kNone ? 0.0f : parameters.at(at.point, step.bias + parameter);
+      const float gamma = step.weight == kNone
+                              ? 1.0f
+                              : parameters.at(Role::gamma, at.point, step.weight + parameter);
+      const float beta =
+          step.bias == kNone ? 0.0f : parameters.at(Role::beta, at.point, step.bias + parameter);
       const float centred = static_cast<float>(x[i] - mean);
       out.at(at.point, at.sample)[first + i] = fmaf(centred * factor, gamma, beta);
     }

@@ -49,11 +49,15 @@ __device__ inline Normals normals(std::uint64_t seed, std::uint64_t counter) {
   return result;
 }
 
-// Element `i` alone: four times the work.
+// Element `i` alone: more than half of the work for all four of its block.
 __device__ inline float normal(std::uint64_t seed, Int i) {
-  const Normals four = normals(seed, static_cast<std::uint64_t>(i / 4));
-  const Int at = i % 4;
-  return at == 0 ? four.z[0] : at == 1 ? four.z[1] : at == 2 ? four.z[2] : four.z[3];
+  const auto at = static_cast<std::uint64_t>(i);
+  const generator::PhiloxBlock x = generator::philox(seed, at / 4);
+  const bool late = (at & 2) != 0;
+  float first, second;
+  generator::normal_pair(static_cast<std::uint32_t>(late ? x.x2 : x.x0),
+                         static_cast<std::uint32_t>(late ? x.x3 : x.x1), first, second);
+  return (at & 1) != 0 ? second : first;
 }
 
 }  // namespace pylandscape::cuda

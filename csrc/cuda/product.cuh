@@ -1,9 +1,9 @@
 // Convolutions and linear layers as one matrix product per point: rows [samples * rows of a sample,
 // depth] times weights [outputs, depth]. A block computes a tile of kTileRows x kTileOutputs
 // results. Both factors' tiles are formed while they are loaded: the left one by reading the image
-// where a window lies (implicit GEMM), the right one as w0 + sum_j c_j d_j. So neither windows nor
-// perturbed weights touch memory. The next tile's numbers are on their way to registers while the
-// present one is multiplied from shared memory.
+// where a window lies (implicit GEMM), the right one as w0 + sum_j c_j d_j with directions stored
+// or generated. So neither windows nor perturbed weights touch memory. The next tile's numbers are
+// on their way to registers while the present one is multiplied from shared memory.
 //
 // fp32 runs on CUDA cores and sums in the order of the depth; tf32 and bf16 round the factors and
 // run on tensor cores, with sums in float32.
@@ -22,14 +22,18 @@ inline constexpr int kTileRows = 128;
 inline constexpr int kTileDepth = 16;
 inline constexpr int kProductThreads = 256;
 
-struct ProductWork {
+struct ProductInputs {
   Product layer;
   Rows<const float> in;
-  Parameters parameters;
-  Rows<float> out;
-  Finish finish;
   Global<const std::int32_t> indices;
   Int samples;
+};
+
+template <typename Directions>
+struct ProductWork : ProductInputs {
+  Parameters<Directions> parameters;
+  Rows<float> out;
+  Finish finish;
 };
 
 // What a factor is rounded to, and how a warp multiplies it.
@@ -74,7 +78,7 @@ struct Window {
   Window() = default;  // of a linear layer, which has none
   // Rows are output pixels in order; before a fused 2x2 pooling, the four pixels of each window
   // follow each other, so that one thread holds them.
-  __device__ Window(const ProductWork& work, Int point, Int group, Int row) {
+  __device__ Window(const ProductInputs& work, Int point, Int group, Int row) {
     const Product& layer = work.layer;
     exists = row < work.samples * layer.rows;
     const auto [sample, in_sample] = SampleRow(layer, row);
@@ -92,7 +96,7 @@ struct Window {
         work.in.at(point, sample) +
         (group * (layer.in_channels / layer.groups) * layer.in_h * layer.in_w + y * layer.in_w + x);
   }
-  __device__ float operator()(const ProductWork& work, int k) const {
+  __device__ float operator()(const ProductInputs& work, int k) const {
     if (!exists || k >= work.layer.depth) return 0.0f;
     const Global<const std::int32_t> tap = work.indices + (work.layer.taps + 3 * Int{k});
     const int at_y = y + tap[1], at_x = x + tap[2];
@@ -122,8 +126,9 @@ struct Loader {
   }
   __device__ static int right_depth() { return threadIdx.x % kTileDepth; }
 
-  __device__ void load(const ProductWork& work, const Window& window, Int point, Int group,
-                       Int first_row, Int first_output, int first_depth) {
+  template <typename Directions>
+  __device__ void load(const ProductWork<Directions>& work, const Window& window, Int point,
+                       Int group, Int first_row, Int first_output, int first_depth) {
     const Product& layer = work.layer;
 #pragma unroll
     for (int i = 0; i < kLeft; ++i) {
@@ -136,14 +141,24 @@ struct Loader {
         left[i] = exists ? work.in.at(point, 0)[row * layer.depth + k] : 0.0f;
       }
     }
+    if constexpr (!Directions::kGenerated) {
 #pragma unroll
-    for (int i = 0; i < kRight; ++i) {
-      const Int output = first_output + right_output(i);
-      const int k = first_depth + right_depth();
-      const bool exists = output < layer.outputs && k < layer.depth;
-      const Int at = layer.weights + (group * layer.outputs + output) * layer.depth + k;
-      right[i] = exists ? work.parameters.at(point, at) : 0.0f;
+      for (int i = 0; i < kRight; ++i) {
+        right[i] = weight(work, i, point, group, first_output, first_depth);
+      }
     }
+  }
+
+  // Number `i` of the right factor.
+  template <typename Directions>
+  __device__ static float weight(const ProductWork<Directions>& work, int i, Int point, Int group,
+                                 Int first_output, int first_depth) {
+    const Product& layer = work.layer;
+    const Int output = first_output + right_output(i);
+    const int k = first_depth + right_depth();
+    const bool exists = output < layer.outputs && k < layer.depth;
+    const Int at = layer.weights + (group * layer.outputs + output) * layer.depth + k;
+    return exists ? work.parameters.at(Role::weights, point, at) : 0.0f;
   }
 };
 
@@ -160,9 +175,10 @@ struct Share {
 };
 
 // Bias, batch_norm, residual, activation and pooling of a thread's results, and the stores.
-template <bool kImage, int kTileOutputs>
-__device__ inline void finish_share(const ProductWork& work, const Share<kTileOutputs>& share,
-                                    Int point, Int group, Int first_row, Int first_output) {
+template <bool kImage, int kTileOutputs, typename Directions>
+__device__ inline void finish_share(const ProductWork<Directions>& work,
+                                    const Share<kTileOutputs>& share, Int point, Int group,
+                                    Int first_row, Int first_output) {
   const Product& layer = work.layer;
   constexpr int kOutputs = Share<kTileOutputs>::kOutputs, kRows = Share<kTileOutputs>::kRows;
   const Int row = first_row + Share<kTileOutputs>::first_row();
@@ -203,8 +219,8 @@ __device__ inline void finish_share(const ProductWork& work, const Share<kTileOu
 }
 
 // blockIdx: tile of rows; group and tile of outputs; point.
-template <bool kImage, int kTileOutputs, Math kMath>
-__global__ void __launch_bounds__(kProductThreads, 2) product_kernel(ProductWork work) {
+template <bool kImage, int kTileOutputs, Math kMath, typename Directions>
+__global__ void __launch_bounds__(kProductThreads, 2) product_kernel(ProductWork<Directions> work) {
   using Type = typename Factor<kMath>::Type;
   using Mine = Share<kTileOutputs>;
   constexpr int kLeftPitch = kTileRows + Factor<kMath>::kPad;
@@ -252,10 +268,19 @@ __global__ void __launch_bounds__(kProductThreads, 2) product_kernel(ProductWork
     for (int i = 0; i < Load::kLeft; ++i) {
       left[Load::left_depth(i) * kLeftPitch + Load::left_row(i)] = Factor<kMath>::of(next.left[i]);
     }
+    if constexpr (Directions::kGenerated) {
+      // From arithmetic, not from memory: nothing to be loaded ahead. One copy of the generator.
+#pragma unroll 1
+      for (int i = 0; i < Load::kRight; ++i) {
+        right[Load::right_depth() * kRightPitch + Load::right_output(i)] =
+            Factor<kMath>::of(Load::weight(work, i, point, group, first_output, depth));
+      }
+    } else {
 #pragma unroll
-    for (int i = 0; i < Load::kRight; ++i) {
-      right[Load::right_depth() * kRightPitch + Load::right_output(i)] =
-          Factor<kMath>::of(next.right[i]);
+      for (int i = 0; i < Load::kRight; ++i) {
+        right[Load::right_depth() * kRightPitch + Load::right_output(i)] =
+            Factor<kMath>::of(next.right[i]);
+      }
     }
     __syncthreads();
     if (depth + kTileDepth < work.layer.depth) {
@@ -331,8 +356,8 @@ __global__ void __launch_bounds__(kProductThreads, 2) product_kernel(ProductWork
 }
 
 // Points, or with `separate` parameters the centre and the directions, of `work.samples` samples.
-template <typename Launch>
-void run_product(const Launch& launch, const ProductWork& work, Int points, Math math) {
+template <typename Directions, typename Launch>
+void run_product(const Launch& launch, const ProductWork<Directions>& work, Int points, Math math) {
   const Int outputs = work.layer.outputs;
   const Int tile = outputs <= 16 ? 16 : outputs <= 32 ? 32 : 64;
   const Int tiles = divide_up(outputs, tile);
@@ -342,11 +367,11 @@ void run_product(const Launch& launch, const ProductWork& work, Int points, Math
   const auto start = [&](auto name, auto kernel) {
     launch(name, kernel, grid, kProductThreads, work);
   };
-#define PYLANDSCAPE_PRODUCT(image, math)                                               \
-  {                                                                                    \
-    if (tile == 16) return start(PYLANDSCAPE_KERNEL(product_kernel<image, 16, math>)); \
-    if (tile == 32) return start(PYLANDSCAPE_KERNEL(product_kernel<image, 32, math>)); \
-    return start(PYLANDSCAPE_KERNEL(product_kernel<image, 64, math>));                 \
+#define PYLANDSCAPE_PRODUCT(image, math)                                                           \
+  {                                                                                                \
+    if (tile == 16) return start(PYLANDSCAPE_KERNEL(product_kernel<image, 16, math, Directions>)); \
+    if (tile == 32) return start(PYLANDSCAPE_KERNEL(product_kernel<image, 32, math, Directions>)); \
+    return start(PYLANDSCAPE_KERNEL(product_kernel<image, 64, math, Directions>));                 \
   }
 #define PYLANDSCAPE_PRODUCTS(math)           \
   if (image) PYLANDSCAPE_PRODUCT(true, math) \

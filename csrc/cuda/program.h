@@ -25,6 +25,13 @@ struct Epilogue {
   Int constants;
 };
 
+// Where one of the model's tensors lies in random directions: element offset + i of the parameters
+// is number flat + i of the streams and belongs to filter `filter` + i / inner % rows. What is no
+// parameter belongs to a filter whose scales are zero.
+struct Origin {
+  Int offset, flat, rows, inner, filter;
+};
+
 enum class StepKind : Int {
   convolution,
   linear,

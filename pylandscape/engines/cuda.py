@@ -1,6 +1,6 @@
 """The native engine on a GPU: a Program planned for CUDA kernels."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -8,10 +8,28 @@ from torch import Tensor
 from pylandscape import _ops
 from pylandscape.engines.cuda_plan import make_cuda_plan, partial_sums
 from pylandscape.engines.native import NativeEngine
+from pylandscape.engines.points import DirectionSet
 from pylandscape.engines.program import NotCovered
 from pylandscape.engines.simple_layers import LossSpec
 
+LARGEST_NORMAL = 6.764  # of `_ops.random_normal`
 MATH = {"fast": 0, "exact": 0, "tf32": 1, "bf16": 2}  # `Math` of csrc/cuda/product.cuh
+
+
+class Generated(NamedTuple):
+    """Points on directions that the kernels compute where they use them; memory is that of P alone.
+
+    Attributes:
+        packed: the centre, float32 [1, packed].
+        seeds: int64 [D].
+        scales: float32 [D, F + 1]; the last filter is that of what no direction moves.
+        norms: float64 [1 + D], at least the sums of absolute values.
+    """
+
+    packed: Tensor
+    seeds: Tensor
+    scales: Tensor
+    norms: Tensor
 
 
 class CudaEngine(NativeEngine):
@@ -39,19 +57,35 @@ class CudaEngine(NativeEngine):
         return inputs.contiguous(), targets
 
     def _make_plan(self, shapes: dict[str, tuple[int, ...]], loss: LossSpec) -> Any:
-        return make_cuda_plan(self.program, shapes, loss)
+        return make_cuda_plan(self.program, shapes, loss, self.space)
+
+    def _pack_along(self, center: Tensor, directions: DirectionSet) -> Any:
+        streams = directions.streams
+        if streams is None or self.plan.stores(len(directions), self._room()):
+            return super()._pack_along(center, directions)
+        packed, (seeds, scales) = self._pack(center), streams
+        largest = scales.abs() @ self.space.filter_sizes.double() * LARGEST_NORMAL
+        norms = torch.cat((super()._norms(packed), largest))
+        device, scales = packed.device, torch.nn.functional.pad(scales.float(), (0, 1))
+        return Generated(packed, seeds.to(device), scales.to(device), norms)
+
+    def _norms(self, packed: Any) -> Tensor:
+        return packed.norms if isinstance(packed, Generated) else super()._norms(packed)
 
     def _add_sums(
         self,
         sums: Tensor,
-        packed: Tensor,
+        packed: Any,
         coordinates: Tensor,
         constants: Tensor,
         first: int,
         last: int,
     ) -> None:
-        plan, directions = self.plan, len(packed) - 1
+        plan, directions = self.plan, coordinates.shape[1]
         points, samples = plan.at_once(last - first, len(coordinates), directions, self._room())
+        seeds, scales = torch.zeros(0, dtype=torch.int64), torch.zeros(0, 0)
+        if isinstance(packed, Generated):
+            packed, seeds, scales, _ = packed
         device = packed.device
         on_device = torch.zeros(sums.shape, dtype=torch.float64, device=device)
         _ops.evaluate_points_on_device(
@@ -65,6 +99,9 @@ class CudaEngine(NativeEngine):
             plan.numbers,
             constants.to(device),
             plan.indices.to(device),
+            seeds.to(device),
+            scales.to(device),
+            plan.origins,
             first,
             last,
             points,

@@ -28,7 +28,11 @@ from pylandscape.engines.records import (
     numbers,
 )
 from pylandscape.engines.simple_layers import LossSpec
+from pylandscape.parameters import ParameterSpace
 
+# Random directions that would take more than this share of the room that the engine allows itself,
+# which is half of what is free, are generated in the kernels: slower, but their memory is none.
+STORED_SHARE = 0.5
 LOSS_SUMS = 7
 LOSS_SAMPLES = 64  # of a block of the loss's kernel: kLossSamples in loss.cuh
 SAMPLES_AT_ONCE = 1024
@@ -47,6 +51,8 @@ class CudaPlan:
         packed: floats of a parameter vector.
         linear_first: the products of the first layer are formed per direction, not per point.
         sizes: floats per sample of each activation, the input first.
+        origins: int64 [T, 5], where each tensor lies among the parameters and in random directions:
+            rows (offset, flat, rows, inner, filter) as `Origin` in program.h has them.
         records, steps: the kernels in order, and for people.
         block: samples by which the range of a call goes up.
     """
@@ -58,6 +64,7 @@ class CudaPlan:
     linear_first: bool
     first_outputs: int
     sizes: list[int]
+    origins: Tensor
     records: list[Step] = field(repr=False)
     steps: list[str]
     _tensors: dict[str, int] = field(repr=False)
@@ -94,6 +101,10 @@ class CudaPlan:
         rows = (room // together - per_sample) // per_row
         return max(1, min(points, MAX_POINTS, rows)), together
 
+    def stores(self, directions: int, room: int) -> bool:
+        """Whether random directions are stored for `room` bytes."""
+        return 4 * directions * self.packed <= STORED_SHARE * room
+
     def workspace(self, points: int, samples: int, directions: int) -> int:
         """Floats for so many points and samples of a launch."""
         products = (1 + directions) * self.first_outputs * samples * self.linear_first
@@ -106,12 +117,16 @@ def partial_sums(points: int, samples: int) -> tuple[int, int, int]:
 
 
 def make_cuda_plan(
-    program: Program, shapes: Mapping[str, tuple[int, ...]], loss: LossSpec
+    program: Program,
+    shapes: Mapping[str, tuple[int, ...]],
+    loss: LossSpec,
+    space: ParameterSpace,
 ) -> CudaPlan:
     """Plans `program` for a GPU.
 
     Args:
         shapes: of the model's tensors by name.
+        space: of the parameters that directions move.
 
     Raises:
         NotCovered: what the program asks for has no kernel.
@@ -124,7 +139,7 @@ def make_cuda_plan(
             raise NotCovered("has no CUDA kernel", node.op, node.source)
         _OPERATORS[node.op](planner, node)
     planner.lower_loss(loss)
-    return planner.plan()
+    return planner.plan(space)
 
 
 @dataclass
@@ -407,7 +422,7 @@ class _Planner:
 
     # -- the plan ----------------------------------------------------------------------------------
 
-    def plan(self) -> CudaPlan:
+    def plan(self, space: ParameterSpace) -> CudaPlan:
         row = self._assign_memory()
         first, first_outputs = self.steps[0], 0
         linear_first = (
@@ -430,11 +445,25 @@ class _Planner:
             linear_first=linear_first,
             first_outputs=first_outputs,
             sizes=[value.size for value in self.values],
+            origins=self._origins(space),
             records=self.steps,
             steps=self.labels,
             _tensors=self.tensors,
             _constants=self.constants,
         )
+
+    def _origins(self, space: ParameterSpace) -> Tensor:
+        moved = dict(zip((e.name for e in space.entries), space.entries, strict=True))
+        first = dict(zip(moved, space.filter_slices(), strict=True))
+        rows = []
+        for name, offset in self.tensors.items():
+            if name in moved:
+                entry = moved[name]
+                assert entry.blocks == 1  # several only in transposed convolutions, not covered
+                rows.append((offset, entry.offset, entry.rows, entry.inner, first[name].start))
+            else:
+                rows.append((offset, 0, 1, max(1, prod(self.shapes[name])), space.filters))
+        return torch.tensor(rows, dtype=torch.int64).reshape(-1, 5)
 
     def _assign_memory(self) -> int:
         """The lowest place for each activation beside those alive with it; floats per row."""

@@ -12,7 +12,7 @@ from pylandscape.engines.capture import capture
 from pylandscape.engines.eager import MOMENTS, EagerEngine
 from pylandscape.engines.module import Buffers
 from pylandscape.engines.plan import LossSpec, make_plan
-from pylandscape.engines.points import Points
+from pylandscape.engines.points import DirectionSet, Points
 from pylandscape.engines.program import NotCovered, Program
 from pylandscape.engines.records import LossKind
 from pylandscape.losses import is_accuracy
@@ -83,7 +83,7 @@ class NativeEngine:
     def _add_sums(
         self,
         sums: Tensor,
-        packed: Tensor,
+        packed: Any,
         coordinates: Tensor,
         constants: Tensor,
         first: int,
@@ -107,19 +107,18 @@ class NativeEngine:
             for row in points.center:
                 yield from self._checked(Points(row[None]), self._pack(row), torch.zeros(1, 0))
         else:
-            vectors = (points.directions.vector(j) for j in range(len(points.directions)))
-            packed = self._pack(points.center, vectors, len(points.directions))
+            packed = self._pack_along(points.center, points.directions)
             assert points.coordinates is not None
             yield from self._checked(points, packed, points.coordinates)
 
-    def _checked(self, points: Points, packed: Tensor, coordinates: Tensor) -> Iterator[Tensor]:
+    def _checked(self, points: Points, packed: Any, coordinates: Tensor) -> Iterator[Tensor]:
         """Native sums, or torch's for points that are not finite, in parameters or in sums.
 
         What NaN and inf become depends on the order of the operations: inf - inf is NaN, and a
         saturated activation makes a finite number of inf. Only torch gives torch's answer.
         """
         coordinates = coordinates.float().cpu().contiguous()
-        finite = _finite_points(packed, coordinates)
+        finite = _finite_points(self._norms(packed), coordinates)
         native = self._native(packed, coordinates[finite])
         for k, is_finite in enumerate(finite.tolist()):
             sums = next(native) if is_finite else None
@@ -131,7 +130,7 @@ class NativeEngine:
                 at = points.coordinates[k : k + 1]
                 yield from self.reference.moments(Points(points.center, points.directions, at))
 
-    def _native(self, packed: Tensor, coordinates: Tensor) -> Iterator[Tensor]:
+    def _native(self, packed: Any, coordinates: Tensor) -> Iterator[Tensor]:
         """Float64 sums [7] per point, computed in calls of about `SECONDS_PER_CALL`."""
         plan, count = self.plan, len(self._inputs)
         constants = plan.constants(self._state())
@@ -149,6 +148,15 @@ class NativeEngine:
             self._seconds = (time.perf_counter() - start) / (len(part) * count)
             done += len(part)
             yield from sums
+
+    def _pack_along(self, center: Tensor, directions: DirectionSet) -> Any:
+        """What the kernels take of points on directions: `_pack` of all of them."""
+        vectors = (directions.vector(j) for j in range(len(directions)))
+        return self._pack(center, vectors, len(directions))
+
+    def _norms(self, packed: Any) -> Tensor:
+        """At least the sums of absolute values of centre and directions, float64 [1 + D]."""
+        return torch.linalg.vector_norm(packed, 1, dim=1, dtype=torch.float64).cpu()
 
     def _pack(self, center: Tensor, vectors: Iterable[Tensor] = (), count: int = 0) -> Tensor:
         """The centre and the directions in the kernels' order [1 + D, packed]."""
@@ -221,12 +229,11 @@ class NativeEngine:
         return seconds / few
 
 
-def _finite_points(packed: Tensor, coordinates: Tensor) -> Tensor:
+def _finite_points(norms: Tensor, coordinates: Tensor) -> Tensor:
     """Whether the parameters of each point are finite, also in the Winograd domain: bool [K].
 
     By an upper bound, the sum of absolute values.
     """
-    norms = torch.linalg.vector_norm(packed, 1, dim=1, dtype=torch.float64).cpu()
     bounds = norms[0] + coordinates.abs().double() @ norms[1:]
     return bounds < LARGEST
 

@@ -11,6 +11,10 @@ class DirectionSet(Protocol):
 
     def __len__(self) -> int: ...
 
+    @property
+    def streams(self) -> tuple[Tensor, Tensor] | None:
+        """Seeds [D] and the scale of each filter [D, F] of directions that are not stored."""
+
     def vector(self, index: int) -> Tensor:
         """[P]"""
 

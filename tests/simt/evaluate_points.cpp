@@ -21,8 +21,9 @@ void bind_evaluate_points(py::module_& m) {
       [](const Array<double>& sums, const Array<float>& workspace, const Array<double>& partial,
          const Array<float>& packed, const Array<float>& coordinates, const Array<float>& inputs,
          const py::array& targets, const Array<Int>& plan, const Array<float>& constants,
-         const Array<std::int32_t>& indices, Int first, Int last, Int points_at_once,
-         Int samples_at_once, Int math, bool reversed) {
+         const Array<std::int32_t>& indices, const Array<Int>& seeds, const Array<float>& scales,
+         const Array<Int>& origins, Int first, Int last, Int points_at_once, Int samples_at_once,
+         Int math, bool reversed) {
         const ProgramNumbers program = read_program(plan.data(), plan.size());
         const bool classes = py::isinstance<Array<Int>>(targets);
         evaluate_points(
@@ -31,6 +32,11 @@ void bind_evaluate_points(py::module_& m) {
                 .program = {program.head, program.values, program.steps.data()},
                 .packed = global(packed, "packed"),
                 .coordinates = global(coordinates, "coordinates"),
+                .seeds = seeds.size() > 0 ? global(seeds, "seeds") : simt::Global<Int>{},
+                .scales = global(scales, "scales"),
+                .filters = scales.shape(1),
+                .origins = reinterpret_cast<const Origin*>(origins.data()),
+                .origin_count = origins.shape(0),
                 .inputs = global(inputs, "inputs"),
                 .constants = global(constants, "constants"),
                 .classes = classes ? global(as<Int>(targets), "classes") : simt::Global<Int>{},
@@ -39,7 +45,7 @@ void bind_evaluate_points(py::module_& m) {
                 .workspace = global(workspace, "workspace"),
                 .partial = global(partial, "partial"),
                 .sums = global(sums, "sums"),
-                .directions = packed.shape(0) - 1,
+                .directions = coordinates.shape(1),
                 .points = coordinates.shape(0),
                 .first = first,
                 .last = last,

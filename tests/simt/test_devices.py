@@ -43,7 +43,7 @@ def test_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     packed = engine._pack(on_device(objective.center), [torch.zeros(objective.space.size)], 1)
     assert packed.device.type == "cuda"
     coordinates, sums = torch.zeros(3, 1), torch.zeros(3, 7, dtype=torch.float64)
-    assert _finite_points(packed, coordinates).device.type == "cpu"
+    assert _finite_points(engine._norms(packed), coordinates).device.type == "cpu"
     engine._add_sums(sums, packed, coordinates, engine.plan.constants(fake), 0, 4)
     assert sums.device.type == "cpu"
 
