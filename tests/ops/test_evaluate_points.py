@@ -35,6 +35,18 @@ def run(args: list[Tensor], coordinates: Tensor, first: int, last: int) -> Tenso
     return sums
 
 
+def sums_of(
+    engine: NativeEngine, center: Tensor, directions: Tensor, at: Tensor, first: int, last: int
+) -> Tensor:
+    """The same by the engine, which knows the device."""
+    sums = torch.zeros(len(at), 7, dtype=torch.float64)
+    device = engine._inputs.device
+    packed = engine._pack(center.float().to(device), directions.float(), len(directions))
+    constants = engine.plan.constants(engine._state())
+    engine._add_sums(sums, packed, at.float(), constants, first, last)
+    return sums
+
+
 # -- sums ----------------------------------------------------------------------------------------
 
 N, C = 150, 5
@@ -42,11 +54,11 @@ WEIGHTS = torch.tensor([0.5, 1, 2, 1.5, 1], dtype=torch.float64)
 INPUTS, TARGETS = normal(N, 4), labels(N, C)
 
 
-def classifier() -> tuple[NativeEngine, Tensor, Tensor]:
+def classifier(device: str = "cpu") -> tuple[NativeEngine, Tensor, Tensor]:
     """An engine, a centre [P] and directions [2, P] for x W^T + b."""
     torch.manual_seed(0)
     loss = nn.CrossEntropyLoss(weight=WEIGHTS, ignore_index=3)
-    engine = engine_of(nn.Linear(4, C), loss, (INPUTS, TARGETS))
+    engine = engine_of(nn.Linear(4, C).to(device), loss, (INPUTS, TARGETS))
     return engine, normal(5 * C, seed=1), normal(2, 5 * C, seed=2)
 
 
@@ -65,24 +77,23 @@ def naive_sums(points: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
-def test_sums(level: str, count: int) -> None:
-    engine, center, directions = classifier()
+def test_sums(device: str, count: int) -> None:
+    engine, center, directions = classifier(device)
     coordinates = normal(6, count, seed=3)
-    args = arguments(engine, center.float(), *directions[:count].float())
     expected = naive_sums(center + coordinates @ directions[:count])
-    found = run(args, coordinates, 0, N)
+    found = sums_of(engine, center, directions[:count], coordinates, 0, N)
     torch.testing.assert_close(found[:, :5], expected[:, :5], rtol=2e-6, atol=0)
     assert torch.equal(found[:, 5:], expected[:, 5:])
 
 
-def test_sums_are_added_to(level: str) -> None:
-    engine, center, directions = classifier()
-    args, coordinates = arguments(engine, center.float(), *directions.float()), normal(3, 2)
-    whole = run(args, coordinates, 0, N)
-    parts = run(args, coordinates, 0, 47) + run(args, coordinates, 47, N)
+def test_sums_are_added_to(device: str) -> None:
+    engine, center, directions = classifier(device)
+    along, coordinates = (engine, center, directions), normal(3, 2)
+    whole = sums_of(*along, coordinates, 0, N)
+    parts = sums_of(*along, coordinates, 0, 47) + sums_of(*along, coordinates, 47, N)
     torch.testing.assert_close(whole, parts, rtol=1e-12, atol=0)
-    assert bool((run(args, coordinates, 5, 5) == 0).all())
-    assert run(args, torch.zeros(0, 2), 0, N).shape == (0, 7)
+    assert bool((sums_of(*along, coordinates, 5, 5) == 0).all())
+    assert sums_of(*along, torch.zeros(0, 2), 0, N).shape == (0, 7)
 
 
 def test_threads_change_no_bit(level: str) -> None:

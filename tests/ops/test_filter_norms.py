@@ -39,22 +39,23 @@ def make(table: list[tuple[int, int, int, int]], dtype: torch.dtype) -> tuple[Te
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("table", TABLES)
 def test_against_the_naive_sum(
-    level: str, table: list[tuple[int, int, int, int]], dtype: torch.dtype
+    device: str, table: list[tuple[int, int, int, int]], dtype: torch.dtype
 ) -> None:
     vector, rows = make(table, dtype)
-    norms = _ops.filter_norms(vector, rows)
+    norms = _ops.filter_norms(vector.to(device), rows).cpu()
     assert norms.dtype == torch.float64
+    assert torch.equal(norms, _ops.filter_norms(vector, rows))  # the same bits everywhere
     torch.testing.assert_close(norms, naive(vector, table), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_generated_equals_stored(level: str, table: list[tuple[int, int, int, int]]) -> None:
+def test_generated_equals_stored(device: str, table: list[tuple[int, int, int, int]]) -> None:
     vector, rows = make(table, torch.float32)
     seeds = torch.tensor([5, -1])
     norms = _ops.normal_filter_norms(seeds, rows)
     for seed, row in zip(seeds, norms, strict=True):
-        z = _ops.random_normal(int(seed), len(vector))
-        assert torch.equal(row, _ops.filter_norms(z, rows))
+        z = _ops.random_normal(int(seed), len(vector), device)
+        assert torch.equal(row, _ops.filter_norms(z, rows).cpu())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -74,26 +75,27 @@ def test_levels_and_threads_give_the_same_bits(
     assert all(torch.equal(norms, results[0]) for norms in results)
 
 
-def test_small_numbers_are_not_lost(level: str) -> None:
+def test_small_numbers_are_not_lost(device: str) -> None:
     """A float32 sum of squares would underflow, and overflow."""
     table = torch.tensor([[0, 1, 2, 100]])
     vector = torch.cat([torch.full((100,), 1e-30), torch.full((100,), 1e30)])
     expected = 10 * vector[::100].double()
-    torch.testing.assert_close(_ops.filter_norms(vector, table), expected, rtol=1e-15, atol=0)
+    norms = _ops.filter_norms(vector.to(device), table).cpu()
+    torch.testing.assert_close(norms, expected, rtol=1e-15, atol=0)
 
 
-def test_nan_and_infinity_stay_in_their_filter(level: str) -> None:
+def test_nan_and_infinity_stay_in_their_filter(device: str) -> None:
     vector = torch.ones(5000)
     vector[70], vector[170] = float("nan"), float("-inf")
-    norms = _ops.filter_norms(vector, torch.tensor([[0, 1, 50, 100]]))
+    norms = _ops.filter_norms(vector.to(device), torch.tensor([[0, 1, 50, 100]]))
     assert bool(norms[0].isnan())
     assert norms[1] == float("inf")
     assert bool((norms[2:] == 10).all())
 
 
-def test_no_filters(level: str) -> None:
+def test_no_filters(device: str) -> None:
     none = torch.zeros(0, 4, dtype=torch.int64)
-    assert _ops.filter_norms(torch.zeros(0), none).shape == (0,)
+    assert _ops.filter_norms(torch.zeros(0, device=device), none).shape == (0,)
     assert _ops.normal_filter_norms(3, none).shape == (0,)
 
 

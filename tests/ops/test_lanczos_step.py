@@ -1,5 +1,7 @@
 """lanczos_step against Gram-Schmidt in float64 by torch, and what makes a Lanczos process right."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -37,13 +39,22 @@ def naive(basis: Tensor, product: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     return coefficients, w
 
 
+def take(
+    device: str, basis: Tensor, product: Tensor, row: int, **options: Any
+) -> tuple[Tensor, Tensor, LanczosStep]:
+    """Basis, product and what was found after a step on a device, back on the CPU."""
+    there, rest = basis.to(device, copy=True), product.to(device, copy=True)
+    [step] = _ops.fetch_steps([_ops.lanczos_step(there, rest, row, **options)])
+    return there.cpu(), rest.cpu(), step
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("size", "rows"), CASES)
-def test_against_gram_schmidt(level: str, size: int, rows: int, dtype: torch.dtype) -> None:
+def test_against_gram_schmidt(device: str, size: int, rows: int, dtype: torch.dtype) -> None:
     basis, product = orthonormal(size, rows, dtype), random_vector(size, dtype)
     coefficients, rest = naive(basis, product, rows)
     before = basis.clone()
-    step = _ops.lanczos_step(basis, product, rows - 1)
+    basis, product, step = take(device, basis, product, rows - 1)
     tolerance = ROUNDING[dtype] * float(coefficients.norm() + rest.norm())
     torch.testing.assert_close(step.coefficients, coefficients, rtol=0, atol=tolerance)
     torch.testing.assert_close(product.double(), rest, rtol=0, atol=tolerance)
@@ -60,76 +71,76 @@ def test_against_gram_schmidt(level: str, size: int, rows: int, dtype: torch.dty
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_orthogonality_when_almost_everything_cancels(level: str, dtype: torch.dtype) -> None:
+def test_orthogonality_when_almost_everything_cancels(device: str, dtype: torch.dtype) -> None:
     """Once is not enough here: what is left is 1e-4 of the product."""
     basis = orthonormal(3001, 20, dtype)
     inside = random_vector(20, dtype) @ basis[:20]
     product = inside + 1e-4 * torch.nn.functional.normalize(random_vector(3001, dtype, 2), dim=0)
-    step = _ops.lanczos_step(basis, product, 19)
+    basis, _, step = take(device, basis, product, 19)
     assert not step.breakdown
     assert (basis[:20].double() @ basis[20].double()).abs().max() < ROUNDING[dtype]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_coefficients_are_those_of_both_passes(level: str, dtype: torch.dtype) -> None:
+def test_the_coefficients_are_those_of_both_passes(device: str, dtype: torch.dtype) -> None:
     """H v_j = V^T h + w holds for any rows; here they are far enough from orthonormal to tell."""
     basis = orthonormal(1000, 9, dtype)
     basis[:9] += 0.01 * random_vector(9000, dtype, 3).view(9, 1000)
     product = random_vector(1000, dtype)
     before = product.double().clone()
-    step = _ops.lanczos_step(basis, product, 8)
+    basis, product, step = take(device, basis, product, 8)
     again = basis[:9].double().T @ step.coefficients + product.double()
     torch.testing.assert_close(again, before, rtol=0, atol=ROUNDING[dtype])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_an_invariant_subspace_is_a_breakdown(level: str, dtype: torch.dtype) -> None:
+def test_an_invariant_subspace_is_a_breakdown(device: str, dtype: torch.dtype) -> None:
     basis = orthonormal(2001, 12, dtype)
     product = random_vector(12, dtype) @ basis[:12]
-    step = _ops.lanczos_step(basis, product, 11)
+    basis, _, step = take(device, basis, product, 11)
     assert step.breakdown
     assert bool(basis[12].isnan().all())  # not written
     assert step.beta < ROUNDING[dtype] * float(step.coefficients.norm())
 
 
-def test_breakdown_is_relative_to_the_matrix(level: str) -> None:
+def test_breakdown_is_relative_to_the_matrix(device: str) -> None:
     """A product that is small beside the matrix is rounding, however it compares with itself."""
     for scale, breakdown in [(0.0, False), (1.0, True)]:
         basis, product = (
             orthonormal(100, 3, torch.float64),
             1e-16 * random_vector(100, torch.float64),
         )
-        assert bool(_ops.lanczos_step(basis, product, 2, scale=scale).breakdown) is breakdown
+        assert bool(take(device, basis, product, 2, scale=scale)[2].breakdown) is breakdown
     basis, product = orthonormal(100, 3, torch.float64), random_vector(100, torch.float64)
-    assert _ops.lanczos_step(basis, product, 2, tolerance=2.0).breakdown
+    assert take(device, basis, product, 2, tolerance=2.0)[2].breakdown
 
 
-def test_a_tensor_of_the_scale_follows_the_products(level: str) -> None:
-    scale = torch.tensor(0.5, dtype=torch.float64)
+def test_a_tensor_of_the_scale_follows_the_products(device: str) -> None:
+    scale = torch.tensor(0.5, dtype=torch.float64, device=device)
     basis = orthonormal(100, 3, torch.float64)
     for size, expected in [(0.1, 0.5), (4.0, 4.0), (2.0, 4.0), (float("nan"), 4.0)]:
         product = torch.nn.functional.normalize(random_vector(100, torch.float64), dim=0) * size
-        step = _ops.lanczos_step(basis, product, 2, scale)
+        step = take(device, basis, product, 2, scale=scale)[2]
         assert bool(step.breakdown) is (size != size)
         assert abs(float(scale) - expected) < 1e-12
     tiny = 1e-16 * random_vector(100, torch.float64)
-    assert _ops.lanczos_step(basis, tiny, 2, scale).breakdown
+    assert take(device, basis, tiny, 2, scale=scale)[2].breakdown
 
 
-def test_a_zero_product_is_a_breakdown(level: str) -> None:
+def test_a_zero_product_is_a_breakdown(device: str) -> None:
     basis = orthonormal(50, 2, torch.float64)
-    step = _ops.lanczos_step(basis, torch.zeros(50, dtype=torch.float64), 1)
+    _, _, step = take(device, basis, torch.zeros(50, dtype=torch.float64), 1)
     assert step.breakdown
     assert step.beta == 0
     assert step.coefficients.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_nan_and_infinity_are_reported(level: str, value: float) -> None:
+def test_nan_and_infinity_are_reported(device: str, value: float) -> None:
     basis, product = orthonormal(5000, 5, torch.float32), random_vector(5000, torch.float32)
     product[4321] = value
     before = basis.clone()
-    step = _ops.lanczos_step(basis, product, 4)
+    basis, _, step = take(device, basis, product, 4)
     assert step.breakdown
     assert not bool(torch.isfinite(step.coefficients).any())
     assert not bool(torch.isfinite(step.beta))
@@ -159,13 +170,14 @@ def test_levels_and_threads_give_the_same_bits(rows: int, dtype: torch.dtype) ->
         assert step[1:] == results[0][2][1:]
 
 
-def test_a_whole_process_gives_the_eigenvalues(level: str) -> None:
+def test_a_whole_process_gives_the_eigenvalues(device: str) -> None:
     """n steps from a generic vector reduce a matrix to a tridiagonal one with its eigenvalues."""
     n = 60
     eigenvalues = torch.linspace(-2, 5, n, dtype=torch.float64) ** 3
     rotation = torch.linalg.qr(random_vector(n * n, torch.float64).view(n, n))[0]
     matrix = rotation @ torch.diag(eigenvalues) @ rotation.T
-    basis = torch.zeros(n + 1, n, dtype=torch.float64)
+    matrix = matrix.to(device)
+    basis = torch.zeros(n + 1, n, dtype=torch.float64, device=device)
     basis[0] = torch.nn.functional.normalize(random_vector(n, torch.float64), dim=0)
     tridiagonal = torch.zeros(n, n, dtype=torch.float64)
     for j in range(n):

@@ -53,16 +53,17 @@ def filters_of_elements(table: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("size", SIZES)
-def test_stored_against_the_naive_sum(level: str, size: int, dtype: torch.dtype) -> None:
+def test_stored_against_the_naive_sum(device: str, size: int, dtype: torch.dtype) -> None:
     for count, points in [(1, 1), (2, 5), (3, 2), (10, 3)]:
         w, d, c = make(size, count, points, dtype)
-        error = (_ops.perturb(w, d, c).double() - naive(w, d, c)).abs()
+        points = _ops.perturb(w.to(device), d.to(device), c).cpu()
+        error = (points.double() - naive(w, d, c)).abs()
         assert bool((error <= bound(w, d, c)).all())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("size", SIZES)
-def test_generated_equals_stored(level: str, size: int, dtype: torch.dtype) -> None:
+def test_generated_equals_stored(device: str, size: int, dtype: torch.dtype) -> None:
     table = random_table(size, seed=size)
     filters = int(table[:, 2].sum())
     for count, points in [(1, 1), (2, 5), (3, 2)]:
@@ -71,7 +72,8 @@ def test_generated_equals_stored(level: str, size: int, dtype: torch.dtype) -> N
         scales = torch.rand(count, filters, dtype=torch.float64)
         z = _ops.random_normal(seeds, size).to(dtype)
         d = scales.to(dtype)[:, filters_of_elements(table)] * z
-        assert torch.equal(_ops.perturb_random(w, seeds, scales, table, c), _ops.perturb(w, d, c))
+        points = _ops.perturb_random(w.to(device), seeds, scales, table, c).cpu()
+        assert torch.equal(points, _ops.perturb(w, d, c))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -93,31 +95,32 @@ def test_levels_and_threads_give_the_same_bits(dtype: torch.dtype) -> None:
         assert torch.equal(generated, results[0][1])
 
 
-def test_the_origin_is_the_center(level: str) -> None:
+def test_the_origin_is_the_center(device: str) -> None:
     w, d, _ = make(1001, 2, 1, torch.float32)
-    assert torch.equal(_ops.perturb(w, d, torch.zeros(1, 2))[0], w)
+    points = _ops.perturb(w.to(device), d.to(device), torch.zeros(1, 2))
+    assert torch.equal(points[0].cpu(), w)
 
 
-def test_points_do_not_depend_on_each_other(level: str) -> None:
-    w, d, c = make(3001, 2, 7, torch.float32)
+def test_points_do_not_depend_on_each_other(device: str) -> None:
+    w, d, c = (tensor.to(device) for tensor in make(3001, 2, 7, torch.float32))
     rows = torch.cat([_ops.perturb(w, d, c[k : k + 1]) for k in range(len(c))])
     assert torch.equal(_ops.perturb(w, d, c), rows)
 
 
-def test_nothing_to_do(level: str) -> None:
+def test_nothing_to_do(device: str) -> None:
     table = torch.zeros(0, 4, dtype=torch.int64)
     seeds, scales = torch.tensor([1]), torch.zeros(1, 0)
-    w, d, c = make(5, 1, 0, torch.float32)
+    w, d, c = (tensor.to(device) for tensor in make(5, 1, 0, torch.float32))
     assert _ops.perturb(w, d, c).shape == (0, 5)
-    empty = torch.zeros(0)
-    assert _ops.perturb(empty, torch.zeros(1, 0), torch.ones(2, 1)).shape == (2, 0)
+    empty = torch.zeros(0, device=device)
+    assert _ops.perturb(empty, torch.zeros(1, 0, device=device), torch.ones(2, 1)).shape == (2, 0)
     assert _ops.perturb_random(empty, seeds, scales, table, torch.ones(2, 1)).shape == (2, 0)
 
 
-def test_nan_and_infinity_stay_where_they_are(level: str) -> None:
+def test_nan_and_infinity_stay_where_they_are(device: str) -> None:
     w, d, c = make(2100, 2, 2, torch.float32)
     w[3], d[1, 70], d[0, 2099], c[1, 0] = float("nan"), float("inf"), float("-inf"), 2.0
-    points = _ops.perturb(w, d, c)
+    points = _ops.perturb(w.to(device), d.to(device), c).cpu()
     finite = torch.ones(2100, dtype=torch.bool)
     finite[[3, 70, 2099]] = False
     assert bool(points[:, 3].isnan().all())
