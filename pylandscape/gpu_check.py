@@ -6,11 +6,14 @@ the chip itself: a text to paste into an issue.
 
 import copy
 import functools
+import importlib.util
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,12 +63,13 @@ def report() -> tuple[str, bool]:
         "",
         f"{'compared with the CPU':40} {'error':>9} {'allowed':>9}",
     ]
-    comparisons = [*operators(device), *losses(device)]
+    comparisons = [*operators(device), *losses(device), graph(device)]
     for c in comparisons:
         verdict = "" if c.passed else "  FAILED"
         lines.append(f"{c.what:40} {c.error:9.1e} {c.allowed:9.1e}{verdict}")
-    lines += ["", *_sanitizer(), "", *speed(device)]
-    return "\n".join(lines), all(c.passed for c in comparisons)
+    tests, tested = operators_tests(source_tree())
+    lines += ["", tests, *_sanitizer(), "", *speed(device)]
+    return "\n".join(lines), tested and all(c.passed for c in comparisons)
 
 
 # -- comparisons -----------------------------------------------------------------------------------
@@ -126,6 +130,47 @@ def losses(device: torch.device | str) -> Iterator[Comparison]:
             )  # fmt: skip
             error = _error(_nine_points(there) / expected, torch.ones(9))
             yield Comparison(f"loss of {name}, {precision}", error, allowed)
+
+
+def graph(device: torch.device | str) -> Comparison:
+    """The sums of losses by a CUDA graph that was captured once, against those of a launch."""
+    model, data = cases()["a CNN"]
+    objective = Objective(model.to(device), nn.CrossEntropyLoss(), data, engine="native")
+    engine: Any = objective.native_engine
+    vectors = 0.02 * _normal(2, objective.space.size, torch.float32)
+    packed = engine._pack(objective.center, vectors, 2)
+    constants = engine.plan.constants(engine._state())
+    sums, launch = engine.prepare(packed, _normal(5, 2, torch.float32), constants, 0, 200)
+    launch()  # also loads the kernels, which a capture must not
+    expected = sums.clone()
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        launch()
+    sums.zero_()
+    captured.replay()
+    return Comparison("evaluate_points in a CUDA graph", _error(sums, expected.cpu()), 0)
+
+
+def source_tree() -> Path | None:
+    """Where the tests of this package lie: beside it, or in the current folder."""
+    for folder in (Path(__file__).parent.parent, Path.cwd()):
+        if (folder / "tests" / "ops" / "conftest.py").exists():
+            return folder
+    return None
+
+
+def operators_tests(folder: Path | None, select: str = "cuda") -> tuple[str, bool]:
+    """The last line of the operators' own tests with device=cuda, and whether they passed."""
+    if folder is None:
+        return "tests/ops: not run, no source tree here; run this in one for more comparisons", True
+    if importlib.util.find_spec("pytest") is None:
+        return "tests/ops: not run, pytest is not installed: pip install '.[test]'", True
+    # -P: the source tree must not hide the installed package, which has the binaries
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-k", select, "tests/ops"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    lines = done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or ["?"]
+    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    return "\n".join([f"tests/ops with device={select}: {lines[-1]}", *failed]), not done.returncode
 
 
 def cases() -> dict[str, tuple[nn.Module, tuple[Tensor, Tensor]]]:

@@ -1,5 +1,8 @@
 """The check for machines with a GPU: its code runs here with the CPU in the GPU's place."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -31,6 +34,30 @@ def test_losses_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nan_is_a_failure() -> None:
     assert not Comparison("", float("nan"), 1.0).passed
     assert Comparison("", 0.0, 0.0).passed
+
+
+def test_the_operators_own_tests_are_run() -> None:
+    """Here on the CPU; where nothing is selected, or there are no tests, it says so."""
+    tree = gpu_check.source_tree()
+    assert tree is not None
+    line, passed = gpu_check.operators_tests(tree, "cpu-baseline and no_filters")
+    assert re.fullmatch(r"tests/ops with device=cpu.*: 1 passed, \d+ deselected in .*", line)
+    assert passed
+    line, passed = gpu_check.operators_tests(tree, "no_such_test")
+    assert "deselected" in line
+    assert not passed
+    line, passed = gpu_check.operators_tests(None)
+    assert line.startswith("tests/ops: not run, no source tree here")
+    assert passed
+
+
+def test_a_failure_of_an_operators_test_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tests" / "ops").mkdir(parents=True)
+    (tmp_path / "tests" / "ops" / "test_a.py").write_text("def test_cuda(): assert False")
+    text, passed = gpu_check.operators_tests(tmp_path)
+    assert not passed
+    assert "1 failed" in text.splitlines()[0]
+    assert text.splitlines()[1].startswith("FAILED tests/ops/test_a.py::test_cuda")
 
 
 def test_speed_is_a_table(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,14 @@
 """The native engine on a GPU: a Program planned for CUDA kernels."""
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pylandscape import _ops
-from pylandscape.engines.cuda_plan import make_cuda_plan, partial_sums
+from pylandscape.engines.cuda_plan import LOSS_SUMS, make_cuda_plan, partial_sums
 from pylandscape.engines.native import NativeEngine
 from pylandscape.engines.points import DirectionSet
 from pylandscape.engines.program import NotCovered
@@ -81,15 +83,27 @@ class CudaEngine(NativeEngine):
         first: int,
         last: int,
     ) -> None:
+        on_device, launch = self.prepare(packed, coordinates, constants, first, last)
+        launch()
+        sums += on_device.cpu()
+
+    def prepare(
+        self, packed: Any, coordinates: Tensor, constants: Tensor, first: int, last: int
+    ) -> tuple[Tensor, Callable[[], None]]:
+        """Zeros [K, 7] on the device, and what adds the sums of samples [first, last) to them.
+
+        That neither allocates nor waits: a CUDA graph can capture it.
+        """
         plan, directions = self.plan, coordinates.shape[1]
         points, samples = plan.at_once(last - first, len(coordinates), directions, self._room())
         seeds, scales = torch.zeros(0, dtype=torch.int64), torch.zeros(0, 0)
         if isinstance(packed, Generated):
             packed, seeds, scales, _ = packed
         device = packed.device
-        on_device = torch.zeros(sums.shape, dtype=torch.float64, device=device)
-        _ops.evaluate_points_on_device(
-            on_device,
+        sums = torch.zeros(len(coordinates), LOSS_SUMS, dtype=torch.float64, device=device)
+        launch = functools.partial(
+            _ops.evaluate_points_on_device,
+            sums,
             torch.empty(plan.workspace(points, samples, directions), device=device),
             torch.empty(partial_sums(points, samples), dtype=torch.float64, device=device),
             packed,
@@ -108,7 +122,7 @@ class CudaEngine(NativeEngine):
             samples,
             MATH[self._precision],
         )
-        sums += on_device.cpu()
+        return sums, launch
 
     def _room(self) -> int:
         """Half the bytes that the device has left, those among them that torch keeps for reuse."""

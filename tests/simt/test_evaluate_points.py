@@ -1,6 +1,8 @@
 """The CUDA engine whole, planner and kernels, run by the SIMT layer, against torch in float64."""
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from simt.kernels import load
 from torch import Tensor, nn
 
 import pylandscape as pl
-from pylandscape import _ops
+from pylandscape import _ops, gpu_check
 from pylandscape.engines import cuda
 from pylandscape.engines.cuda import CudaEngine, Generated
 from pylandscape.engines.cuda_plan import SAMPLES_AT_ONCE, STORED_SHARE, CudaPlan
@@ -234,6 +236,44 @@ def test_little_memory_is_many_launches() -> None:
     HostEngine.room = 2000
     model = mlp(6, 3)
     assert_agree(model, nn.CrossEntropyLoss(), classifier(model, 67, 6))
+
+
+def test_a_launch_can_be_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check of gpu_check with kernels on the host; a graph here is a list of what was asked."""
+    run, graphs = _ops.evaluate_points_on_device, []
+
+    class Graph:
+        def __init__(self) -> None:
+            self.asked: list[Any] = []
+            self.open = False
+            graphs.append(self)
+
+        def replay(self) -> None:
+            for arguments in self.asked:
+                run(*arguments)
+
+    def launch(*arguments: Any) -> None:
+        if graphs and graphs[-1].open:
+            graphs[-1].asked.append(arguments)
+        else:
+            run(*arguments)
+
+    @contextlib.contextmanager
+    def capture(graph: Graph) -> Iterator[None]:
+        graph.open = True
+        yield
+        graph.open = False
+
+    monkeypatch.setattr(_ops, "evaluate_points_on_device", launch)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    on_the_host = property(lambda objective: HostEngine(objective._engine))
+    monkeypatch.setattr(pl.Objective, "native_engine", on_the_host)
+    comparison = gpu_check.graph("cpu")
+    assert len(graphs[0].asked) == 1
+    assert comparison.error == 0
+    monkeypatch.setattr(Graph, "replay", lambda self: None)
+    assert not gpu_check.graph("cpu").passed
 
 
 # -- generated directions --------------------------------------------------------------------------
