@@ -14,6 +14,7 @@ Shapes: P parameters, D directions, K points, F filters. A filter table is int64
 numbered through the table.
 """
 
+import importlib.util
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -39,6 +40,11 @@ if torch.version.cuda is not None:
         from pylandscape import _C_cuda
     except ImportError as error:
         _cuda_obstacle = str(error)
+        if importlib.util.find_spec("pylandscape._C_cuda") is None:
+            _cuda_obstacle = (
+                f"they were not built. Install again where an nvcc of CUDA {torch.version.cuda} is "
+                "found, with PYLANDSCAPE_CUDA=1, which says what is missing"
+            )
 
 _C.isa()  # a PYLANDSCAPE_ISA that this machine cannot run is an error now, not at the first use
 

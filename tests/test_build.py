@@ -59,22 +59,40 @@ def test_each_level_keeps_to_its_instructions() -> None:
     assert wide["avx2"] > 0
 
 
-def test_without_the_binary_the_import_says_how_to_build_it(tmp_path: Path) -> None:
-    copy = tmp_path / "pylandscape"
-    shutil.copytree(Path(pylandscape.__file__).parent, copy, ignore=shutil.ignore_patterns("*.so"))
+def run_without(folder: Path, binary: str, code: str) -> "subprocess.CompletedProcess[str]":
+    """Runs `code` in `folder` beside a copy of the package that lacks files of that name."""
+    source, ignore = Path(pylandscape.__file__).parent, shutil.ignore_patterns(binary)
+    shutil.copytree(source, folder / "pylandscape", ignore=ignore)
     # an editable installation has a finder of its own that would look elsewhere
-    code = (
+    finders = (
         "import sys; from importlib.machinery import *;"
-        "sys.meta_path[:] = [BuiltinImporter, FrozenImporter, PathFinder]; import pylandscape"
+        "sys.meta_path[:] = [BuiltinImporter, FrozenImporter, PathFinder];"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", finders + code]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+def test_without_the_binary_the_import_says_how_to_build_it(tmp_path: Path) -> None:
+    done = run_without(tmp_path, "*.so", "import pylandscape")
     assert done.returncode != 0
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError: pylandscape: the compiled operators")
     assert "cannot be loaded" in last
     assert "pip install ." in last
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="torch is built without CUDA")
+def test_without_the_operators_for_cuda_all_else_works(tmp_path: Path) -> None:
+    """As PYLANDSCAPE_CUDA=0 leaves it."""
+    code = (
+        "import pylandscape, torch; from pylandscape import _ops;"
+        "print(pylandscape.__file__, _ops.random_normal(0, 2).shape);"
+        "print(_ops.cuda_build()['obstacle'])"
+    )
+    done = run_without(tmp_path, "_C_cuda*", code)
+    where, obstacle = done.stdout.splitlines()
+    assert where.startswith(str(tmp_path))
+    assert obstacle.startswith("they were not built. Install again where an nvcc of CUDA")
 
 
 def test_the_version_is_that_of_the_distribution() -> None:
