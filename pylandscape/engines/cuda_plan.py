@@ -92,7 +92,7 @@ class CudaPlan:
         room = min(room, LARGEST_WORKSPACE)
         per_sample = 4 * (1 + directions) * self.first_outputs * self.linear_first
         per_row = 4 * self.row + 8 * LOSS_SUMS  # a chunk of the loss has at least one sample
-        together = min(samples, SAMPLES_AT_ONCE, room // (per_row + per_sample))
+        together = min(max(1, samples), SAMPLES_AT_ONCE, room // (per_row + per_sample))
         if together < 1:
             raise MemoryError(
                 f"evaluate_points: one sample at one point needs {per_row + per_sample} bytes, of "

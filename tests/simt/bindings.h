@@ -9,6 +9,7 @@
 #include <pybind11/stl.h>
 
 #include <map>
+#include <set>
 #include <string>
 
 #include "cuda/device.cuh"
@@ -23,6 +24,12 @@ simt::Global<T> global(const Array<T>& array, const char* name) {
   return {const_cast<T*>(array.data()), array.size(), name};
 }
 
+// The kernels that were run, by name.
+inline std::set<std::string>& launched() {
+  static std::set<std::string> names;
+  return names;
+}
+
 // The counterpart of csrc/cuda/launch.h.
 struct Launch {
   bool reversed;
@@ -30,6 +37,7 @@ struct Launch {
   template <typename... Parameters, typename... Arguments>
   void operator()(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block,
                   Arguments... arguments) const {
+    launched().insert(name);
     simt::launch(name, kernel, grid, block, reversed, arguments...);
   }
 };

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 from models import labels, normal
-from simt.test_evaluate_points import HostEngine, residual_net
+from simt.host import HostEngine
+from simt.test_evaluate_points import residual_net
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 

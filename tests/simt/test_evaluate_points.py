@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,56 +11,41 @@ import torch
 from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 from models import labels, mlp, normal, seeded
-from random_models import Apply, Combine, architectures, loss_and_targets, randomised
-from simt.kernels import load
+from random_models import (
+    Apply,
+    Combine,
+    architectures,
+    concatenate,
+    loss_and_targets,
+    randomised,
+)
+from simt.host import (
+    CONVOLUTIONS,
+    HostEngine,
+    both_ways,
+    classifier,
+    convnet,
+    exact,
+    kernels_on_the_host,
+    on_host,
+    simt,
+)
+from simt.kernels import CSRC
 from torch import Tensor, nn
 
 import pylandscape as pl
 from pylandscape import _ops, gpu_check
 from pylandscape.engines import cuda
-from pylandscape.engines.cuda import CudaEngine, Generated
-from pylandscape.engines.cuda_plan import SAMPLES_AT_ONCE, STORED_SHARE, CudaPlan
+from pylandscape.engines.cuda import MATH
+from pylandscape.engines.cuda_plan import SAMPLES_AT_ONCE
 from pylandscape.engines.program import NotCovered
 
-simt = load()
-
-
-class HostEngine(CudaEngine):
-    """The engine for GPUs with its kernels on the host; `room` and `reverse` are for tests."""
-
-    device = "cpu"
-    room = 1 << 30
-    reverse = False
-
-    def _check_precision(self) -> None:
-        pass
-
-    def _room(self) -> int:
-        return self.room
-
-
-@pytest.fixture(autouse=True)
-def _on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(*arguments: Any) -> None:
-        arrays = [a.numpy() if isinstance(a, Tensor) else a for a in arguments]
-        for array in arguments[1:3]:
-            array.fill_(float("nan"))  # what a kernel reads there it must have written
-        simt.evaluate_points(*arrays, HostEngine.reverse)
-
-    monkeypatch.setattr(_ops, "evaluate_points_on_device", run)
-    monkeypatch.setattr(HostEngine, "room", 1 << 30)
-    monkeypatch.setattr(HostEngine, "reverse", False)
-
-
-def on_host(model: nn.Module, loss: Any, data: Any, precision: str = "fast") -> pl.Objective:
-    """An objective in float32 that runs at all points on the engine for GPUs."""
-    objective = pl.Objective(copy.deepcopy(model).float(), loss, data, engine="torch")
-    objective._native = HostEngine(objective._engine, precision)
-    return objective
-
-
-def exact(model: nn.Module, loss: Any, data: Any) -> pl.Objective:
-    return pl.Objective(copy.deepcopy(model).double(), loss, data, engine="torch")
+__all__ = ["kernels_on_the_host"]
+KERNELS = {
+    kernel
+    for name in ("product", "layers", "loss")
+    for kernel in re.findall(r"(\w+_kernel)\(", (CSRC / "cuda" / f"{name}.cuh").read_text())
+}
 
 
 def along(objective: pl.Objective, points: int, count: int = 2) -> dict[str, Tensor]:
@@ -87,13 +73,6 @@ def assert_agree(
     return objective
 
 
-def classifier(model: nn.Module, samples: int, *shape: int) -> tuple[Tensor, Tensor]:
-    inputs = normal(samples, *shape, seed=samples)
-    with torch.no_grad():
-        classes = copy.deepcopy(model).eval()(inputs[:1]).shape[1]
-    return inputs, labels(samples, classes)
-
-
 # -- architectures -------------------------------------------------------------------------------
 
 
@@ -111,21 +90,6 @@ def test_random_architectures(
     except NotCovered as obstacle:
         assume("pads its two sides differently" not in str(obstacle))
         raise
-
-
-CONVOLUTIONS = {
-    "a fused max-pool, odd sides": (nn.Conv2d(3, 7, 3, padding=1), nn.Tanh(), nn.MaxPool2d(2)),
-    "a fused mean": (nn.Conv2d(3, 18, 3), nn.BatchNorm2d(18), nn.ReLU(), nn.AvgPool2d(2)),
-    "groups, stride, dilation": (nn.Conv2d(3, 6, (3, 2), 2, (1, 0), (2, 1), groups=3), nn.SiLU()),
-    "many outputs": (nn.Conv2d(3, 70, 1, bias=False), nn.ReLU(), nn.AvgPool2d(3)),
-}
-
-
-def convnet(name: str) -> nn.Module:
-    torch.manual_seed(1)
-    head = nn.Sequential(*copy.deepcopy(CONVOLUTIONS[name]), nn.Flatten(), nn.LazyLinear(5))
-    head(torch.zeros(2, 3, 9, 7))
-    return randomised(head)
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
@@ -276,105 +240,53 @@ def test_a_launch_can_be_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not gpu_check.graph("cpu").passed
 
 
-# -- generated directions --------------------------------------------------------------------------
+# -- all of it ------------------------------------------------------------------------------------
 
 
-def both_ways(
-    objective: pl.Objective, directions: pl.Directions, points: int = 3
-) -> tuple[Tensor, Tensor]:
-    """Losses with the directions stored and with them generated in the kernels."""
-    count, losses = len(directions), []
-    coordinates = torch.randn(points, count, dtype=torch.float64, generator=seeded())
-    engine = objective._native
-    assert isinstance(engine, HostEngine)
-    for stored in (True, False):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(CudaPlan, "stores", lambda *_: stored)  # noqa: B023
-            packed = engine._pack_along(objective.center, directions)
-            assert isinstance(packed, Generated) is not stored
-            found = objective.evaluate_along(objective.center, directions, coordinates)
-        losses.append(found["loss"])
-    return losses[0], losses[1]
+def every_layer() -> nn.Module:
+    torch.manual_seed(4)
+    branch = nn.Sequential(nn.GroupNorm(2, 6), nn.AvgPool2d(3, 1, 1), nn.SiLU())
+    return randomised(
+        nn.Sequential(
+            nn.Conv2d(3, 6, 3, padding=1), nn.MaxPool2d(3, 2), nn.BatchNorm2d(6), nn.Tanh(),
+            Combine(branch, nn.Identity(), torch.mul), Combine(nn.Tanh(), nn.ReLU(), concatenate),
+            nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(48, 5),
+        )
+    )  # fmt: skip
 
 
-@settings(max_examples=25, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
-@given(architectures(), st.integers(1, 9), st.integers(1, 3), st.sampled_from(["filter", "model"]))
-def test_generated_directions_are_the_stored_ones_to_the_bit(
-    case: tuple[nn.Module, tuple[int, ...]], samples: int, count: int, normalize: str
-) -> None:
-    model, shape = case
-    assume(any(True for _ in model.parameters()))
-    inputs = normal(samples, *shape, seed=samples)
-    loss, targets = loss_and_targets(model, inputs)
-    try:
-        objective = on_host(model, loss, (inputs, targets))
-    except NotCovered as obstacle:
-        assume("pads its two sides differently" not in str(obstacle))
-        raise
-    directions = pl.random_directions(objective, count, samples, normalize, ignore=None)
-    stored, generated = both_ways(objective, directions)
-    assert torch.equal(stored, generated)
-    assert len(set(stored.tolist())) > 1 or objective.space.size < 4  # they do move something
+def test_every_kernel_runs_here() -> None:
+    """Those of evaluate_points, for stored and for generated directions and in every precision."""
+    simt.launched()
+    cases = [(mlp(6, 3), (6,), nn.CrossEntropyLoss()), (every_layer(), (3, 9, 7), None)]
+    widths = [(nn.Conv2d(1, n, 2), (1, 2, 2), None) for n in (16, 32, 64)]
+    widths += [(nn.Sequential(nn.Identity(), nn.Linear(2, n)), (1, 2), None) for n in (16, 32, 64)]
+    for model, shape, loss in [*cases, *widths]:
+        inputs = normal(3, *shape)
+        own, targets = loss_and_targets(model.double(), inputs)
+        for precision in MATH:
+            objective = on_host(model, loss or own, (inputs, targets), precision)
+            both_ways(objective, pl.random_directions(objective, 1, ignore=None), 1)
+    found = simt.launched()
+    assert {name.partition("<")[0] for name in found} == KERNELS
+    products = [name for name in found if name.startswith("product_kernel")]
+    assert len(products) == 18  # on images and vectors, of three widths, in three precisions
+    launches = {name for name in found if "Directions" in name}
+    assert len(launches) == len(products) + 3
 
 
-@pytest.mark.parametrize("precision", ["fast", "tf32", "bf16"])
-@pytest.mark.parametrize("name", ["mlp", *CONVOLUTIONS])
-def test_generated_directions_in_every_product(name: str, precision: str) -> None:
+@pytest.mark.parametrize("name", ["mlp", "a fused mean"])
+def test_no_samples_and_no_points(name: str) -> None:
     model = mlp(6, 3) if name == "mlp" else convnet(name)
-    data = classifier(model, 9, *((6,) if name == "mlp" else (3, 9, 7)))
-    objective = on_host(model, nn.CrossEntropyLoss(), data, precision)
-    directions = pl.random_directions(objective, 2, seed=5)
-    stored, generated = both_ways(objective, directions)
-    assert torch.equal(stored, generated)
-    if precision == "fast":
-        at = torch.randn(3, 2, dtype=torch.float64, generator=seeded())
-        there = exact(model, nn.CrossEntropyLoss(), data)
-        expected = there.evaluate_along(there.center, directions, at)["loss"]
-        torch.testing.assert_close(generated, expected, rtol=2e-5, atol=0)
-
-
-class Tied(nn.Module):
-    """A weight that two layers share, a layer that is fixed, and norms of both kinds."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(3)
-        self.first, self.second = nn.Linear(7, 7), nn.Linear(7, 7, bias=False)
-        self.second.weight = self.first.weight
-        self.fixed = nn.Linear(7, 5).requires_grad_(False)
-        self.norm, self.last = nn.LayerNorm(5), nn.Linear(5, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.second(self.first(x).tanh()).tanh()
-        return self.last(self.norm(self.fixed(x)))
-
-
-@pytest.mark.parametrize("count", [1, 3])
-def test_generated_directions_of_tied_and_fixed_layers(count: int) -> None:
-    model = randomised(Tied())
-    data = classifier(model, 20, 7)
-    objective = on_host(model, nn.CrossEntropyLoss(), data)
-    stored, generated = both_ways(objective, pl.random_directions(objective, count, ignore=None))
-    assert torch.equal(stored, generated)
-
-
-def test_directions_are_generated_where_they_would_take_much_memory() -> None:
-    model = mlp(6, 3)
-    objective = on_host(model, nn.CrossEntropyLoss(), classifier(model, 10, 6))
-    engine = objective._native
+    data = classifier(model, 5, *((6,) if name == "mlp" else (3, 9, 7)))
+    engine = on_host(model, nn.CrossEntropyLoss(), data)._native
     assert isinstance(engine, HostEngine)
-    taken = 4 * 2 * engine.plan.packed
-    drawn = pl.random_directions(objective, 2)
-    for room, generated in [(taken / STORED_SHARE, False), (taken / STORED_SHARE - 1, True)]:
-        HostEngine.room = int(room)
-        packed = engine._pack_along(objective.center, drawn)
-        assert isinstance(packed, Generated) is generated
-        if generated:
-            assert packed.packed.shape == (1, engine.plan.packed)
-            vectors = drawn.vectors.double().abs().sum(1)
-            assert bool((packed.norms[1:] >= vectors).all())
-        given_vectors = pl.Directions.from_vectors(objective, drawn.vectors)
-        assert isinstance(engine._pack_along(objective.center, given_vectors), Tensor)
+    packed = engine._pack(engine.space.flatten(engine.reference.module.model))
+    for points, first, last in [(2, 3, 3), (0, 0, 5), (0, 2, 2)]:
+        sums = torch.ones(points, 7, dtype=torch.float64)
+        at, constants = torch.zeros(points, 0), engine.plan.constants(engine._state())
+        engine._add_sums(sums, packed, at, constants, first, last)
+        assert torch.equal(sums, torch.ones(points, 7, dtype=torch.float64))
 
 
 # -- losses ----------------------------------------------------------------------------------------
