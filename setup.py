@@ -42,6 +42,7 @@ NVCC_ARGS = [
     "-DUSE_CUDA",  # declares the stream in the stable ABI
     "-O3",
     "-fmad=false",
+    "--threads=2",  # one architecture beside another: evaluate_points.cu takes longest
     *(f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES),
     f"-gencode=arch=compute_{ARCHITECTURES[-1]},code=compute_{ARCHITECTURES[-1]}",
     "-Xcompiler=-fvisibility=hidden",

@@ -8,10 +8,15 @@ from models import labels, normal
 from simt.host import HostEngine
 from simt.test_evaluate_points import residual_net
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    FakeTensorMode,
+    unset_fake_temporarily,
+)
 
 import pylandscape as pl
 from pylandscape import _ops
+from pylandscape.curvature._krylov import STEPS_AHEAD, Krylov
 from pylandscape.engines.native import _finite_points
 
 pytestmark = pytest.mark.skipif(
@@ -55,3 +60,19 @@ def test_the_operators() -> None:
     assert _ops.perturb(w, d, c).device.type == "cuda"
     assert _ops.perturb_random(w, torch.tensor([1, 2]), scales, table, c).device.type == "cuda"
     assert _ops.random_normal(1, 12, "cuda").device.type == "cuda"
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+def test_lanczos_steps_do_not_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fake tensor has no numbers: whoever asks for one before they are fetched fails."""
+    fetched: list[int] = []
+    monkeypatch.setattr(_ops, "fetch_steps", lambda steps: fetched.append(len(steps)) or [])
+    matrix, rows = on_device(torch.zeros(12, 12)), on_device(torch.zeros(9, 12))
+    with pytest.raises(DataDependentOutputException):
+        bool(matrix[0, 0] > 0)
+    process = Krylov(rows, 0, matrix[0])
+    for step in range(STEPS_AHEAD["cuda"]):
+        assert process.between_fetches == (step > 0)
+        assert not fetched
+        process.step(matrix, process.size_of_columns)
+    assert fetched == [4]
