@@ -10,6 +10,7 @@ from random_models import randomised
 from torch import nn
 
 import pylandscape as pl
+from pylandscape.connectivity.alignment import _Moments
 from pylandscape.study.data import load_mnist
 
 
@@ -107,6 +108,7 @@ def test_the_similarity_never_falls():
         matching = pl.match_units(objective, deep(1), deep(2), seed=seed)
         assert matching.similarity > matching.similarity_before
         assert matching.seed == seed
+        assert matching.sweeps < 30  # it ends where nothing is gained
         for group in matching.groups:
             assert sorted(matching.orders[group.name].tolist()) == list(range(group.size))
 
@@ -134,6 +136,15 @@ def test_units_that_respond_alike_are_matched_where_weights_mislead():
     objective = pl.Objective(a, nn.CrossEntropyLoss(), data)
     assert pl.match_units(objective, a, b, "activations").orders["0"].tolist() == [0, 1]
     assert pl.match_units(objective, a, b, "weights").orders["0"].tolist() == [1, 0]
+
+
+def test_correlations_do_not_see_the_scale_of_a_unit():
+    a, b = normal(12, 3), normal(12, 4) * torch.tensor([1e-3, 1.0, 50.0, 1e4]) + 7
+    moments = _Moments()
+    for rows in (slice(0, 5), slice(5, 12)):
+        moments.add(a[rows], b[rows])
+    expected = torch.corrcoef(torch.cat([a, b], 1).T)[:3, 3:]
+    torch.testing.assert_close(moments.correlations(), expected, rtol=1e-6, atol=1e-8)
 
 
 @pytest.fixture(scope="module")
