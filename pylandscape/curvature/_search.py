@@ -295,10 +295,12 @@ class Search:
         )
         if m:
             v = self.rows[numbers["first"] + m - 1]
-            quotient = float(torch.dot(v.double(), (self.H @ v).double()))
+            product = (self.H @ v).double()
+            quotient = float(torch.dot(v.double(), product))
             expected = float(tensors["projected"][-1, -1])
+            size = max(self.scale, float(torch.linalg.vector_norm(product)))
             require(
-                abs(quotient - expected) <= torch.finfo(v.dtype).eps ** 0.5 * self.scale,
+                abs(quotient - expected) <= torch.finfo(v.dtype).eps ** 0.5 * size,
                 f"eigenpairs: checkpoint must be of the same matrix, got '{self.store.path}' of "
                 f"one with v' H v = {expected:.6g} where this one gives {quotient:.6g}. "
                 "Delete it or give another path.",
