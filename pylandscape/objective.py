@@ -243,11 +243,6 @@ class Objective:
         """The engine in use: `native` or `torch`."""
         return self._engine.name if self._native is None else self._native.name
 
-    @property
-    def derivative_engine(self) -> str:
-        """The engine of gradients and curvature products: `native` or `torch`."""
-        return self._derivatives.name
-
     def loss(self, at: Tensor | None = None) -> float:
         """L at a point [P], by default at the model's own parameters."""
         return float(self.evaluate(self._point(at, "loss")[None])["loss"])
@@ -384,8 +379,12 @@ class Objective:
             f"{self.space}.",
         )
 
-    def describe(self) -> dict[str, Any]:
-        """How results are made, for their attributes: only strings, numbers and lists of them."""
+    def describe(self, derivatives: bool = False) -> dict[str, Any]:
+        """How results are made, for their attributes: only strings, numbers and lists of them.
+
+        Args:
+            derivatives: of results that gradients or curvature make, whose engine may be another.
+        """
         return {
             "model": type(self.model).__name__,
             "parameters": self.space.size,
@@ -396,7 +395,7 @@ class Objective:
             "data": self.data.fingerprint,
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device.type,
-            "engine": self.engine,
+            "engine": self._derivatives.name if derivatives else self.engine,
             "batchnorm": self._batchnorm_in_use,
             "pylandscape": __version__,
             "torch": torch.__version__,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 Draw = Callable[..., Any]
 Shape = tuple[int, ...]
+Problem = tuple[nn.Module, nn.Module, tuple[Tensor, Tensor]]
 
 ACTIVATIONS: list[Callable[[], nn.Module]] = [
     nn.ReLU,
@@ -288,6 +289,16 @@ def _heads(draw: Draw, shape: Shape) -> list[nn.Module]:
         return [nn.Flatten(), nn.Linear(size, outputs)]
     axes = tuple(range(2, len(shape) + 1))
     return [Apply(lambda x: x.mean(axes)), nn.Linear(shape[0], outputs)]
+
+
+@st.composite
+def problems(draw: Draw, max_samples: int) -> Problem:
+    """A network with parameters, a loss and samples for it."""
+    model, shape = draw(architectures().filter(lambda case: [*case[0].parameters()]))
+    samples = draw(st.integers(1, max_samples))
+    inputs = normal(samples, *shape, seed=samples)
+    loss, targets = loss_and_targets(model, inputs)
+    return model, loss, (inputs, targets)
 
 
 def loss_and_targets(model: nn.Module, inputs: Tensor) -> tuple[nn.Module, Tensor]:

@@ -101,7 +101,7 @@ class CurvatureOperator:
     def describe(self) -> dict[str, Any]:
         """How results are made, for their attributes: only strings, numbers and lists of them."""
         block = {} if self._slices is None else {"only": list(self.names)}
-        made = self.objective.describe() | {"engine": self.objective.derivative_engine}
+        made = self.objective.describe(derivatives=True)
         return {"matrix": self.kind, "size": self._size} | block | made
 
     def __matmul__(self, v: Tensor) -> Tensor:

@@ -84,8 +84,7 @@ def profile(
     }
     attrs = {
         "kind": "sharpness profile",
-        **objective.describe(),
-        "engine": objective.derivative_engine,
+        **objective.describe(derivatives=True),
         "lambda_max": largest,
         "residual": float(pairs.residuals[0]),
         "gradient_norm": length,

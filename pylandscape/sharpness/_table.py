@@ -150,8 +150,7 @@ def table(
         coords={"measure": chosen},
         attrs={
             "kind": "sharpness table",
-            **objective.describe(),
-            "engine": objective.derivative_engine,
+            **objective.describe(derivatives=True),
             "loss": objective.loss(center),
         },
     )

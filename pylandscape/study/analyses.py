@@ -98,7 +98,7 @@ def curvature(study: Study) -> xr.Dataset:
         {name: ("run", values) for name, values in columns.items()},
         attrs={"kind": "spectrum", "runs": ["a", "b"]}
         | {"tolerance": study.config.eigenvalue_tolerance}
-        | objectives[0].describe(),
+        | objectives[0].describe(derivatives=True),
     )
 
 
@@ -126,9 +126,7 @@ def curvature_path(study: Study) -> xr.Dataset:
             "sam": ("step", rises),
         },
         coords={"step": steps, "epoch": ("step", steps / steps_per_epoch)},
-        attrs={"kind": "spectrum along a path"}
-        | objective.describe()
-        | {"engine": objective.derivative_engine},
+        attrs={"kind": "spectrum along a path"} | objective.describe(derivatives=True),
     )
 
 
@@ -256,7 +254,7 @@ def sharpness(study: Study) -> xr.Dataset:
         },
         attrs={"kind": "sharpness", "runs": ["a", "b"], "epsilon": BALL_RADIUS}
         | {"starts": list(found[0].starts)}
-        | objectives[0].describe(),
+        | objectives[0].describe(derivatives=True),
     )
 
 

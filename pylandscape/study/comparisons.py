@@ -43,7 +43,8 @@ def flatness(study: Study) -> xr.Dataset:
     ]
     return xr.Dataset(
         {name: ("solution", [row[name] for row in rows]) for name in rows[0]},
-        attrs={"kind": "flatness", "solutions": list(SOLUTIONS)} | objectives[0].describe(),
+        attrs={"kind": "flatness", "solutions": list(SOLUTIONS)}
+        | objectives[0].describe(derivatives=True),
     )
 
 

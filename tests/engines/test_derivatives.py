@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, assume, given, settings
-from hypothesis import strategies as st
 from models import labels, normal
-from random_models import ACTIVATIONS, Apply, Combine, architectures, loss_and_targets
+from random_models import ACTIVATIONS, Apply, Combine, Problem, problems
 from torch import Tensor, nn
 
 import pylandscape as pl
@@ -170,14 +169,10 @@ def test_loss(level: str, name: str) -> None:
     max_examples=12, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate],
     suppress_health_check=[HealthCheck.filter_too_much],
 )  # fmt: skip
-@given(architectures(), st.integers(1, 37))
-def test_random_architectures(case: tuple[nn.Module, tuple[int, ...]], samples: int) -> None:
-    model, shape = case
-    assume(any(True for _ in model.parameters()))
-    inputs = normal(samples, *shape, seed=samples)
-    loss, targets = loss_and_targets(model, inputs)
+@given(problems(37))
+def test_random_architectures(problem: Problem) -> None:
     try:
-        native, exact = pair(model, loss, (inputs, targets))
+        native, exact = pair(*problem)
     except NotCovered:
         assume(False)
     # kinks that lie within a rounding of float32 give another derivative

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torchvision
-from hypothesis import Phase, assume, given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from models import labels, mlp, normal, seeded
-from random_models import Combine, architectures, loss_and_targets, randomised
+from random_models import Combine, Problem, problems, randomised
 from torch import Tensor, nn
 
 import pylandscape as pl
@@ -63,19 +63,13 @@ def assert_agree(trio: Trio, count: int = 2, points: int = 4, scale: float = 0.0
 
 
 @settings(max_examples=40, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
-@given(architectures(), st.integers(1, 37), st.integers(1, 3), st.sampled_from(["fast", "exact"]))
-def test_random_architectures(
-    case: tuple[nn.Module, tuple[int, ...]], samples: int, directions: int, precision: str
-) -> None:
-    model, shape = case
-    assume(any(True for _ in model.parameters()))
-    inputs = normal(samples, *shape, seed=samples)
-    loss, targets = loss_and_targets(model, inputs)
+@given(problems(37), st.integers(1, 3), st.sampled_from(["fast", "exact"]))
+def test_random_architectures(problem: Problem, directions: int, precision: str) -> None:
     before = _ops.isa()
     try:
         for level in _ops.isa_levels():
             _ops.set_isa(level)
-            trio = objectives(model, loss, (inputs, targets), precision=precision)
+            trio = objectives(*problem, precision=precision)
             assert_agree(trio, count=directions, points=2)
     finally:
         _ops.set_isa(before)

@@ -2,14 +2,15 @@
 
 import pytest
 import torch
-from hypothesis import Phase, assume, given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from models import mlp, normal, seeded
-from random_models import architectures, loss_and_targets, randomised
+from models import mlp, seeded
+from random_models import Problem, problems, randomised
 from simt.host import (
     CONVOLUTIONS,
     HostEngine,
     both_ways,
+    but_for_uneven_padding,
     classifier,
     convnet,
     exact,
@@ -21,26 +22,18 @@ from torch import Tensor, nn
 import pylandscape as pl
 from pylandscape.engines.cuda import Generated
 from pylandscape.engines.cuda_plan import STORED_SHARE
-from pylandscape.engines.program import NotCovered
 
 __all__ = ["kernels_on_the_host"]
 
 
 @settings(max_examples=25, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
-@given(architectures(), st.integers(1, 9), st.integers(1, 3), st.sampled_from(["filter", "model"]))
+@given(problems(9), st.integers(1, 3), st.sampled_from(["filter", "model"]))
 def test_generated_directions_are_the_stored_ones_to_the_bit(
-    case: tuple[nn.Module, tuple[int, ...]], samples: int, count: int, normalize: str
+    problem: Problem, count: int, normalize: str
 ) -> None:
-    model, shape = case
-    assume(any(True for _ in model.parameters()))
-    inputs = normal(samples, *shape, seed=samples)
-    loss, targets = loss_and_targets(model, inputs)
-    try:
-        objective = on_host(model, loss, (inputs, targets))
-    except NotCovered as obstacle:
-        assume("pads its two sides differently" not in str(obstacle))
-        raise
-    directions = pl.random_directions(objective, count, samples, normalize, ignore=None)
+    with but_for_uneven_padding():
+        objective = on_host(*problem)
+    directions = pl.random_directions(objective, count, objective.samples, normalize, ignore=None)
     stored, generated = both_ways(objective, directions)
     assert torch.equal(stored, generated)
     assert len(set(stored.tolist())) > 1 or objective.space.size < 4  # they do move something

@@ -229,20 +229,25 @@ def pool_steps(
     (top, left), trailing = paddings(node)
     if (top, left) != trailing:
         raise NotCovered("pads its two sides differently", node.op, node.source)
-    fields: list[int] = [*node.attrs["kernel"], *node.attrs["stride"], top, left]
+    (kh, kw), (sh, sw) = node.attrs["kernel"], node.attrs["stride"]
+    fields = {"kernel_h": kh, "kernel_w": kw, "stride_h": sh, "stride_w": sw}
+    fields |= {"pad_h": top, "pad_w": left}
     if node.op == "max_pool":
-        fields += node.attrs["dilation"]
+        fields["dilation_h"], fields["dilation_w"] = node.attrs["dilation"]
         rectified = int(node.inputs[0] in tape.rectified_by_pool)
         return (
-            lambda a, b: lambda: records.MaxPool(a, b, *fields),
+            lambda a, b: lambda: records.MaxPool(a, b, **fields),
             lambda a, b, spread: (
-                lambda: MaxPoolGradient(x, b, *[*fields, 0, 0, a, spread, rectified])
+                lambda: MaxPoolGradient(
+                    x, b, **fields, source=a, spread=spread, rectified=rectified
+                )
             ),
         )
-    fields += [1, 1, int(node.attrs["count_include_pad"]), node.attrs["divisor"] or 0]
+    fields["count_padding"] = int(node.attrs["count_include_pad"])
+    fields["divisor"] = node.attrs["divisor"] or 0
     return (
-        lambda a, b: lambda: records.AveragePool(a, b, *fields),
-        lambda a, b, _: lambda: AveragePoolGradient(a, b, *fields),
+        lambda a, b: lambda: records.AveragePool(a, b, **fields),
+        lambda a, b, _: lambda: AveragePoolGradient(a, b, **fields),
     )
 
 
