@@ -304,6 +304,16 @@ def test_layers_without_derivatives_are_named() -> None:
         natively(objective)
     assert "through PyTorch, because layer_norm" in str(pl.explain(objective))
     objective.gradient()
+    assert objective.describe()["engine"] == "native"  # of losses; its derivatives are torch's
+    assert objective.describe(derivatives=True)["engine"] == "torch"
+    assert pl.Hessian(objective).describe()["engine"] == "torch"
+
+
+def test_an_engine_on_a_gpu_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    native = small().native
+    monkeypatch.setattr(type(native), "device", "cuda")
+    with pytest.raises(NotCovered, match="GPU"):
+        NativeDerivatives(native)
 
 
 def test_infinite_parameters_are_left_to_torch() -> None:
