@@ -304,9 +304,21 @@ def test_layers_without_derivatives_are_named() -> None:
         natively(objective)
     assert "through PyTorch, because layer_norm" in str(pl.explain(objective))
     objective.gradient()
-    assert objective.describe()["engine"] == "native"  # of losses; its derivatives are torch's
-    assert objective.describe(derivatives=True)["engine"] == "torch"
-    assert pl.Hessian(objective).describe()["engine"] == "torch"
+
+
+def test_results_name_the_engine_that_made_them() -> None:
+    losses = pl.Objective(
+        nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 4)),
+        nn.CrossEntropyLoss(), (normal(9, 6).float(), labels(9, 4)), engine="native",
+    )  # fmt: skip
+    assert losses.describe()["engine"] == "native"
+    assert losses.describe(derivatives=True)["engine"] == "torch"
+    assert pl.Hessian(losses).describe()["engine"] == "torch"
+    derivatives = pl.Objective(
+        nn.Linear(6, 4), nn.CrossEntropyLoss(), (normal(9, 6).float(), labels(9, 4))
+    )
+    assert derivatives.describe()["engine"] == "torch"  # of a few points
+    assert derivatives.describe(derivatives=True)["engine"] == "native"
 
 
 def test_an_engine_on_a_gpu_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
