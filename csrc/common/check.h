@@ -1,4 +1,4 @@
-// Errors of the operators. Shapes, types and devices were checked by the wrappers in _ops.py, above
+// Errors of the operators. Shapes, types and devices were checked by the wrappers in _ops/, above
 // dispatch; what is checked here are values that only a kernel reads.
 
 #pragma once

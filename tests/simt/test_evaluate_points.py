@@ -368,7 +368,7 @@ def test_tf32_needs_a_gpu() -> None:
 
 
 def test_without_the_operators_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_ops, "_C_cuda", None)
+    monkeypatch.setattr(_ops.library, "_C_cuda", None)
     objective = pl.Objective(mlp(), nn.CrossEntropyLoss(), classifier(mlp(), 4, 4), engine="torch")
     with pytest.raises(NotCovered, match="the operators for CUDA are missing"):
         cuda.CudaEngine(objective._engine)
