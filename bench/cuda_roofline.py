@@ -22,7 +22,7 @@ import torch
 
 from pylandscape.engines import cuda_records as records
 from pylandscape.engines.capture import capture
-from pylandscape.engines.cuda_plan import make_cuda_plan
+from pylandscape.engines.cuda_lowering import make_cuda_plan
 from pylandscape.engines.records import NONE, LossKind
 from pylandscape.engines.simple_layers import LossSpec
 from pylandscape.parameters import ParameterSpace

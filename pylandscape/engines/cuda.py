@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from pylandscape import _ops
-from pylandscape.engines.cuda_plan import LOSS_SUMS, make_cuda_plan, partial_sums
+from pylandscape.engines.cuda_lowering import make_cuda_plan
+from pylandscape.engines.cuda_plan import LOSS_SUMS, partial_sums
 from pylandscape.engines.native import NativeEngine
 from pylandscape.engines.points import DirectionSet
 from pylandscape.engines.program import NotCovered
