@@ -73,8 +73,8 @@ def test_preparation_and_memory(keep: Keep, benchmark: Any) -> None:
         {
             "seconds_to_prepare": rounded(prepared),
             "megabytes_added": rounded(peak_megabytes() - before),
-            "megabytes_of_packed_parameters": rounded(3 * 4e-6 * goal.plan.packed),
-            "megabytes_of_arena_per_thread": rounded(1e-6 * goal.plan.arena_bytes),
+            "megabytes_of_packed_parameters": rounded(3 * 4e-6 * goal.native_engine.plan.packed),
+            "megabytes_of_arena_per_thread": rounded(1e-6 * goal.native_engine.plan.arena_bytes),
             "megabytes_of_data": rounded(1e-6 * data[0].nbytes),
         }
     )
