@@ -12,6 +12,7 @@ from random_models import ACTIVATIONS, Apply, Combine, Problem, problems
 from torch import Tensor, nn
 
 import pylandscape as pl
+from pylandscape import _ops
 from pylandscape.engines.derivatives import engine as module
 from pylandscape.engines.derivatives.engine import NativeDerivatives
 from pylandscape.engines.program import NotCovered
@@ -202,6 +203,30 @@ def test_threads_change_no_bit(level: str, monkeypatch: pytest.MonkeyPatch) -> N
         results.append(products(native, columns=1))
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
+
+
+def test_a_call_has_a_chunk_for_every_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where one chunk takes longer than a call should, between two looks for Ctrl-C."""
+    native = small()
+    block = native._tape("hessian").block
+    monkeypatch.setattr(module, "CHUNK_SAMPLES", block)
+    monkeypatch.setattr(module, "SECONDS_PER_CALL", 0.0)
+    operator, ranges = _ops.hessian_vector_product, []
+
+    def spied(*arguments: Any) -> None:
+        ranges.append(arguments[-2:])
+        operator(*arguments)
+
+    monkeypatch.setattr(_ops, "hessian_vector_product", spied)
+    samples = native.native.samples
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        ranges.clear()
+        products(native, columns=1)
+        assert ranges[: -(-samples // (threads * block))] == [
+            (first, min(samples, first + threads * block))
+            for first in range(0, samples, threads * block)
+        ]
 
 
 def test_what_is_kept_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,9 @@ from pylandscape.engines.program import NotCovered
 KEPT_BYTES = 1 << 30  # of the point's pass, kept for further products at the same point
 VECTORS = 8  # directions that share a pass, at most
 PASS_BYTES = 32 << 20  # of weights and derivatives along them: what a last-level cache may hold
-CHUNK_SAMPLES = 128  # that are summed in float32
+# What a thread sums in float32: so many samples, fewer of a large network, whose share of a call
+# between two looks for Ctrl-C would take long otherwise.
+CHUNK_SAMPLES, CHUNK_FLOPS = 128, 2e9  # of losses; a product takes some eight times as many
 TOLERANCE = 1e-3  # of a gradient and a product against torch, relative to their norm
 
 
@@ -139,12 +141,14 @@ class NativeDerivatives:
         native.pack_directions(tape, directions, packed[1:])
         products = torch.zeros(max(1, len(directions)), tape.gradient, dtype=torch.float64)
         sums = torch.zeros(7, dtype=torch.float64)
-        chunk = max(1, CHUNK_SAMPLES // tape.block)
-        first, step = 0, chunk * tape.block
+        at_once = min(CHUNK_SAMPLES, CHUNK_FLOPS / max(1, native.program.flops))
+        chunk = max(1, int(at_once) // tape.block)
+        first, step, threads = 0, chunk * tape.block, torch.get_num_threads()
         while first < samples:
-            # about a quarter of a second, so that Ctrl-C is seen
+            # about a quarter of a second, so that Ctrl-C is seen, and a chunk for every thread
             within = SECONDS_PER_CALL / self._seconds.get(tape.kind, 1e-3) / len(products)
-            last = min(samples, first + max(1, int(within / step)) * step)
+            rounds = max(1, int(within / step / threads))
+            last = min(samples, first + rounds * threads * step)
             start = time.perf_counter()
             _ops.hessian_vector_product(
                 products, sums, packed, native._inputs, native._targets, tape.point, tape.along,
