@@ -131,15 +131,19 @@ class NativeEngine:
                 yield from self.reference.moments(Points(points.center, points.directions, at))
 
     def _native(self, packed: Any, coordinates: Tensor) -> Iterator[Tensor]:
-        """Float64 sums [7] per point, computed in calls of about `SECONDS_PER_CALL`."""
+        """Float64 sums [7] per point, computed in calls of about `SECONDS_PER_CALL`.
+
+        Each has a block for every thread, even if that takes longer.
+        """
         plan, count = self.plan, len(self._inputs)
+        threads = torch.get_num_threads() if self.device == "cpu" else 1
         constants = plan.constants(self._state())
         least = SHARING_POINTS if plan.linear_first else 1
         done = 0
         while done < len(coordinates):
             within = SECONDS_PER_CALL / self._seconds  # samples times points
             part = coordinates[done : done + max(least, int(within / count))]
-            blocks = max(1, int(within / (len(part) * plan.block)))
+            blocks = max(threads, int(within / (len(part) * plan.block)))
             sums = torch.zeros(len(part), 7, dtype=torch.float64)
             start = time.perf_counter()
             for first in range(0, count, blocks * plan.block):

@@ -1,5 +1,6 @@
 """What capture does not cover is named, and the model and the process stay as they are."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -170,10 +171,10 @@ def test_inputs_other_than_one_floating_tensor_are_not_covered(inputs: Any) -> N
 def test_attention_in_one_line() -> None:
     with pytest.raises(NotCovered) as caught:
         capture(nn.Sequential(Attention()), torch.randn(B, 5, 8))
-    line = Attention.forward.__code__.co_firstlineno + 2
+    place = f"{Path(__file__).name}:{Attention.forward.__code__.co_firstlineno + 2}"
     code = "return F.scaled_dot_product_attention(q, k, v)"
     assert str(caught.value) == (
-        f"aten.scaled_dot_product_attention at test_capture.py:{line} ({code}) has no native kernel"
+        f"aten.scaled_dot_product_attention at {place} ({code}) has no native kernel"
     )
 
 

@@ -166,6 +166,29 @@ def test_how_points_are_shared_out_to_calls_changes_no_bit(images: Data) -> None
     assert torch.equal(results[0], results[2])
 
 
+def test_a_call_has_a_block_for_every_thread(images: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where one block takes longer than a call should, between two looks for Ctrl-C."""
+    native, *_ = objectives(small_resnet(), nn.CrossEntropyLoss(), images)
+    engine = native.native_engine
+    add_sums, ranges = engine._add_sums, []
+
+    def spied(*arguments: Any) -> None:
+        ranges.append(arguments[-2:])
+        add_sums(*arguments)
+
+    monkeypatch.setattr(engine, "_add_sums", spied)
+    monkeypatch.setattr(engine.plan, "block", 2)
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        ranges.clear()
+        engine._seconds = 1e9
+        native.evaluate(native.center[None])
+        step = 2 * threads
+        assert ranges == [
+            (first, min(native.samples, first + step)) for first in range(0, native.samples, step)
+        ]
+
+
 def test_stored_and_generated_directions_are_the_same(level: str, images: Data) -> None:
     native, *_ = objectives(small_resnet(), nn.CrossEntropyLoss(), images)
     generated = pl.random_directions(native, 2, seed=1)

@@ -36,7 +36,6 @@ def test_generated_directions_are_the_stored_ones_to_the_bit(
     directions = pl.random_directions(objective, count, objective.samples, normalize, ignore=None)
     stored, generated = both_ways(objective, directions)
     assert torch.equal(stored, generated)
-    assert len(set(stored.tolist())) > 1 or objective.space.size < 4  # they do move something
 
 
 @pytest.mark.parametrize("precision", ["fast", "tf32", "bf16"])
