@@ -1,5 +1,6 @@
 """The command line: what it refuses, in one line and with status 2, and what it asks."""
 
+import subprocess
 import sys
 
 import pytest
@@ -141,6 +142,15 @@ def test_doctor_prints_the_build(capsys, monkeypatch):
     monkeypatch.setattr(cli.build, "report", lambda: "built with care")
     assert cli.main(["doctor"]) == 0
     assert capsys.readouterr().out == "built with care\n"
+
+
+def test_the_package_runs_as_a_module(tmp_path):
+    command = [sys.executable, "-m", "pylandscape", "paint"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 2
+    last = result.stderr.splitlines()[-1]  # torch may have warned of something before
+    assert last.startswith("pylandscape: ")
+    assert "paint" in last
 
 
 def test_version(capsys):

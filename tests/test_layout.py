@@ -30,7 +30,7 @@ RANKS = [
     {"objective"},
     {"explain", "surface", "curvature", "sharpness", "trajectory", "connectivity", "plots"},
     {"__init__", "report", "doctor", "gpu_check"},
-    {"study", "cli"},
+    {"study", "cli", "__main__"},
 ]
 RANK_OF = {name: rank for rank, names in enumerate(RANKS) for name in names}
 
