@@ -69,7 +69,9 @@ def sharpness(profile: xr.Dataset, ax: Axes | None = None, *, caption: bool = Tr
         model = read_curve(profile, "quadratic", where, "profile", "epsilon").values
         values.append(np.where(model > 0, model, np.nan))
         legend += ax.plot(rise.x, values[-1], color=_style.ORANGE, label="quadratic model")
-    legend += ax.plot(rise.x, shown, "o-", color=_style.BLUE, markersize=3, label="found")
+    legend += ax.plot(
+        rise.x, shown, "o-", color=_style.BLUE, markersize=3, label="found", clip_on=False
+    )  # whole marks at both ends
     ax.set_xscale("log")
     ax.set_yscale("log")
     everything = np.concatenate(values)

@@ -148,7 +148,7 @@ def finish_scene(
     _style.legend_above(scene.axes[0], [*ends, *draw_gaps(scene.axes[0], scene.plane)])
     gaps, note = gap_note(scene.plane.state), _note(projected, scene.path)
     figure = _style.finish(scene.axes[0], compose(caption, surface, gaps, note))
-    label_lines(scene.lines)
+    label_lines(scene.lines, _drawn_points(scene.path))
     return figure
 
 
@@ -247,6 +247,12 @@ def _draw_coloured(ax: Axes, path: Track, x: Floats, y: Floats, gid: str) -> Non
     ax.add_collection(line)
     if len(x) <= FEW:
         ax.scatter(x, y, s=6, c=path.step, cmap=STEPS, norm=path.colours, zorder=3.5)
+
+
+def _drawn_points(path: Track) -> Floats:
+    """Points [K, 2] along the path, which no number may cover."""
+    between = np.linspace(0, len(path.x) - 1, max(len(path.x), 400))
+    return np.stack([np.interp(between, np.arange(len(v)), v) for v in (path.x, path.y)], 1)
 
 
 def _name_axes(ax: Axes, projected: xr.Dataset) -> None:

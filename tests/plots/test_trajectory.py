@@ -57,6 +57,26 @@ def test_the_caption_says_how_far_the_plane_can_be_trusted():
     assert "differs from theirs by up to 0.1 (at step 0)" in text
 
 
+@pytest.mark.parametrize("turns", [0.4, 1.0, 1.6])
+def test_numbers_on_contour_lines_keep_off_the_path(turns):
+    t = np.linspace(1, 0, 30)
+    path = path_of().assign(
+        alpha=("snapshot", 0.9 * t * np.cos(2 * np.pi * turns * t)),
+        beta=("snapshot", 0.9 * t * np.sin(2 * np.pi * turns * t)),
+    )
+    figure = plots.trajectory(plane_of(bowl, 41, 41), path)
+    ax = figure.axes[0]
+    texts = [text for text in ax.texts if text.get_gid() is None]
+    assert len(texts) > 2
+    between = np.linspace(0, 29, 2000)
+    drawn = [np.interp(between, np.arange(30), path[name]) for name in ("alpha", "beta")]
+    pixels = ax.transData.transform(np.stack(drawn, 1))
+    height = texts[0].get_fontsize() * figure.dpi / 72
+    for text in texts:
+        place = ax.transData.transform(text.get_position())
+        assert np.hypot(*(pixels - place).T).min() > 1.5 * height
+
+
 def test_a_trajectory_in_three_given_axes_has_all_its_panels():
     axes = plt.Figure().subplots(3, 1)
     plots.trajectory(plane_of(bowl), path_of(), list(axes))
