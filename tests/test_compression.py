@@ -27,7 +27,7 @@ class Drift(nn.Module):
         self.register_buffer("none", torch.empty(0))
 
 
-def walk(directory, steps, **options):
+def walk(directory, steps, stride=1.0, **options):
     """Records a random walk with growing strides; returns the states as they were."""
     model = Drift()
     optimizer = sgd(model)
@@ -35,7 +35,7 @@ def walk(directory, steps, **options):
     with pl.Recorder(directory, **options).attach(model, optimizer):
         for step in range(steps):
             for parameter in model.parameters():
-                parameter.grad = torch.randn_like(parameter) * (1 + step)
+                parameter.grad = stride * torch.randn_like(parameter) * (1 + step)
             model.count += 1
             model.mean += 0.1
             optimizer.step()
@@ -43,9 +43,10 @@ def walk(directory, steps, **options):
     return model, states
 
 
-def test_compressed_snapshots_are_within_the_stated_error_which_is_measured(tmp_path):
+@pytest.mark.parametrize("stride", [1e-8, 1.0])  # the first is below what half precision holds
+def test_compressed_snapshots_are_within_the_stated_error_which_is_measured(tmp_path, stride):
     steps = 2 * deltas.WHOLE_EVERY + 5
-    _, states = walk(tmp_path, steps, compress=True)
+    _, states = walk(tmp_path, steps, stride, compress=True)
     path = pl.Trajectory(tmp_path)
     assert path.steps == list(range(steps + 1))
     owned = states[0].keys() - {"tied"}
@@ -57,7 +58,8 @@ def test_compressed_snapshots_are_within_the_stated_error_which_is_measured(tmp_
             if name in owned:
                 squares += error.square().sum()
             change = (x.double() - path.state(max(t - 1, 0))[name].double()).abs()
-            rounding = torch.finfo(torch.float32).eps * x.double().abs()
+            eps = torch.finfo(x.dtype).eps if x.is_floating_point() else 0.0
+            rounding = eps * x.double().abs()
             assert (error <= 2**-8 * change + rounding).all(), (t, name)
             assert found[name].dtype == x.dtype
         assert float(squares) ** 0.5 == pytest.approx(path.errors[t], rel=1e-6, abs=1e-15)
@@ -130,6 +132,35 @@ def test_a_damaged_base_takes_what_builds_on_it_and_no_more(tmp_path):
     kept = pl.Trajectory(tmp_path, skip_damaged=True)
     assert kept.steps == [0, 1, 2, 16, 17, 18]
     assert all(len(state) == 8 for state in kept)
+
+
+def another_tensor(model):
+    model.register_buffer("late", torch.ones(2))
+
+
+def another_shape(model):
+    model.mean = torch.ones(3)
+
+
+def another_type(model):
+    model.mean = model.mean.double()
+
+
+@pytest.mark.parametrize("change", [another_tensor, another_shape, another_type])
+def test_a_model_that_changes_makes_a_whole_snapshot(tmp_path, change):
+    model = Drift()
+    optimizer = sgd(model)
+    with pl.Recorder(tmp_path, compress=True).attach(model, optimizer):
+        for step in range(4):
+            if step == 2:
+                change(model)
+            optimizer.step()
+    path = pl.Trajectory(tmp_path)
+    assert [snapshot.depth for snapshot in path.snapshots] == [0, 1, 2, 0, 0]
+    for name, tensor in model.state_dict().items():
+        found = path.state(3)[name]
+        assert found.dtype == tensor.dtype
+        assert torch.equal(found, tensor), name
 
 
 def test_divergence_makes_a_whole_snapshot(tmp_path):

@@ -21,7 +21,10 @@ Tensors = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Base:
-    """What a reader has of a snapshot: the next one may be stored as its difference to it."""
+    """What a reader has of a snapshot: the next one may be stored as its difference to it.
+
+    `tensors` are those whose differences are stored, see `in_deltas`.
+    """
 
     file: str
     tensors: Tensors
@@ -35,30 +38,35 @@ class Delta:
     base: Base
     tensors: Tensors
     reader: Tensors
-    changed: list[str]
     errors: dict[str, float]
+
+
+def in_deltas(tensors: Tensors) -> dict[str, Tensor]:
+    """Those of `tensors` that are stored as differences."""
+    return {name: x for name, x in tensors.items() if x.dtype in DTYPES}
 
 
 def encode(tensors: Tensors, base: Base | None) -> Delta | None:
     """`tensors` against `base`, or None where the snapshot has to be whole."""
-    if base is None or base.depth + 1 >= WHOLE_EVERY or tensors.keys() != base.tensors.keys():
+    wanted = in_deltas(tensors)
+    if base is None or base.depth + 1 >= WHOLE_EVERY or _kinds(wanted) != _kinds(base.tensors):
         return None
-    changed = [name for name, x in tensors.items() if x.dtype in DTYPES]
-    stored = dict(tensors)
-    reader = {name: x.clone() for name, x in tensors.items() if x.dtype not in DTYPES}
-    squares = change = largest = 0.0
-    for name in changed:
-        wanted, before = tensors[name], base.tensors[name]
-        stored[name] = (wanted - before).to(torch.bfloat16)
+    stored, reader = dict(tensors), {}
+    squares = largest = 0.0
+    for name, x in wanted.items():
+        before = base.tensors[name]
+        stored[name] = (x - before).to(torch.bfloat16)
         reader[name] = decode(before, stored[name])
-        error = (reader[name].double() - wanted.double()).abs()
+        error = (reader[name].double() - x.double()).abs()
         squares += float(error.square().sum())
-        change += float((wanted.double() - before.double()).square().sum())
         largest = max(largest, float(error.max())) if error.numel() else largest
     if not math.isfinite(squares):  # NaN would stay in all that builds on it
         return None
-    errors = {"norm": squares**0.5, "largest": largest, "norm_of_change": change**0.5}
-    return Delta(base, stored, reader, changed, errors)
+    return Delta(base, stored, reader, {"norm": squares**0.5, "largest": largest})
+
+
+def _kinds(tensors: Tensors) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (x.shape, x.dtype) for name, x in tensors.items()}
 
 
 def decode(before: Tensor, delta: Tensor) -> Tensor:

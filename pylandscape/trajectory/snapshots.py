@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from pylandscape._checks import require
 from pylandscape._files import replacing
 from pylandscape.parameters import ParameterSpace, unwrap
-from pylandscape.trajectory.deltas import Base, decode, encode
+from pylandscape.trajectory.deltas import Base, decode, encode, in_deltas
 
 FORMAT = "pylandscape snapshot 1"
 WRAPPERS = {"_orig_mod", "_checkpoint_wrapped_module"}  # torch.compile, activation checkpointing
@@ -94,7 +94,7 @@ def write_snapshot(
     facts: dict[str, Any] = {"step": step, "epoch": epoch, "trained": trained, "aliases": aliases}
     delta = encode(stored, base)
     if delta is not None:
-        facts |= {"base": delta.base.file, "deltas": delta.changed, "errors": delta.errors}
+        facts |= {"base": delta.base.file, "deltas": list(delta.reader), "errors": delta.errors}
     metadata = {"format": FORMAT} | {key: json.dumps(value) for key, value in facts.items()}
     written = dict(stored if delta is None else delta.tensors)
     write_durably(file, lambda partial: save_file(written, partial, metadata))
@@ -165,7 +165,7 @@ class Snapshot:
 
     def as_base(self) -> Base:
         """The base of a compressed snapshot that follows this one."""
-        return Base(self.file.name, self.owned(), self.depth)
+        return Base(self.file.name, in_deltas(self.owned()), self.depth)
 
     def read(self, row: Tensor, space: ParameterSpace, start: int = 0) -> None:
         """Fills `row` with elements start, start + 1, ... of the flat vector.
