@@ -1,5 +1,6 @@
 """Recording from inside Lightning and the Trainer of Hugging Face, with the real libraries."""
 
+import contextlib
 import sys
 import warnings
 
@@ -63,7 +64,9 @@ def lightning():
         return pytest.importorskip("lightning", reason="Lightning is not installed")
 
 
-def lightning_run(lightning, callback, folder, epochs=1, accumulate=1, clip=None, **fit):
+def lightning_run(
+    lightning, callback, folder, epochs=1, accumulate=1, clip=None, fused=False, plugins=None, **fit
+):
     class Module(lightning.LightningModule):
         def __init__(self):
             super().__init__()
@@ -75,7 +78,8 @@ def lightning_run(lightning, callback, folder, epochs=1, accumulate=1, clip=None
             return nn.functional.mse_loss(self.net(batch[0]), batch[1])
 
         def configure_optimizers(self):
-            made = [torch.optim.SGD(self.net.parameters(), lr=0.1) for _ in range(optimizers)]
+            options = {"lr": 0.1, "fused": fused}
+            made = [torch.optim.SGD(self.net.parameters(), **options) for _ in range(optimizers)]
             return made[0] if optimizers == 1 else made
 
     optimizers = fit.pop("optimizers", 1)
@@ -88,7 +92,7 @@ def lightning_run(lightning, callback, folder, epochs=1, accumulate=1, clip=None
             accelerator="cpu", devices=1, max_epochs=epochs, callbacks=[callback],
             accumulate_grad_batches=accumulate, gradient_clip_val=clip, logger=False,
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-            default_root_dir=folder,
+            default_root_dir=folder, plugins=plugins,
         )  # fmt: skip
         trainer.fit(module, loader, ckpt_path=fit.get("ckpt_path"))
     return trainer, module
@@ -104,6 +108,20 @@ def test_lightning_records_what_a_plain_loop_does(tmp_path, lightning, accumulat
     assert (wanted[1] > 0.5).any()
     steps = len(wanted[0])
     np.testing.assert_array_equal(path.log.epoch, np.repeat([0, 1], steps // 2))
+
+
+@pytest.mark.parametrize(("fused", "clip"), [(False, 0.5), (True, None)])  # never both
+def test_lightning_in_mixed_precision_records_unscaled_values(tmp_path, lightning, fused, clip):
+    from lightning.pytorch.plugins import MixedPrecision
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    plugin = MixedPrecision("16-mixed", "cpu", scaler)
+    plugin.forward_context = contextlib.nullcontext  # the scaler alone, in float32
+    wanted = by_hand(clip=clip or float("inf"))
+    callback = pl.lightning_callback(pl.Recorder(tmp_path / "run"))
+    lightning_run(lightning, callback, tmp_path, clip=clip, fused=fused, plugins=[plugin])
+    path = check(tmp_path / "run", "net.", *wanted, clip or np.inf)
+    np.testing.assert_allclose(path.log.grad_norm_unclipped, wanted[1], rtol=1e-4)
 
 
 def test_lightning_goes_on_from_a_checkpoint(tmp_path, lightning):

@@ -1,6 +1,7 @@
 """Recording: what is measured, when snapshots are taken, and that nothing is lost or changed."""
 
 import copy
+import os
 
 import numpy as np
 import pytest
@@ -72,6 +73,28 @@ def test_gradient_norm_is_without_the_factor_of_a_scaler(tmp_path):
         scaler.scale(model(torch.ones(1, 3)).sum()).backward()
         scaler.step(optimizer)
     assert pl.Trajectory(tmp_path).log.grad_norm.item() == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_a_scaler_skips(tmp_path, fused):
+    model = nn.Linear(3, 1)
+    optimizer = sgd(model, fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    with pl.Recorder(tmp_path).attach(model, optimizer) as run:
+        for factor in (1.0, float("inf"), 2.0):
+            optimizer.zero_grad()
+            scaler.scale(factor * model(torch.ones(1, 3)).sum()).backward()
+            run.log(loss=factor)
+            scaler.step(optimizer)
+            scaler.update()
+    path = pl.Trajectory(tmp_path)
+    norms, losses = path.log.grad_norm.values.tolist(), path.log.loss.values.tolist()
+    if fused:
+        assert not np.isfinite(norms.pop(1))
+        assert losses.pop(1) == np.inf
+        assert torch.equal(path.state(1)["weight"], path.state(2)["weight"])
+    assert norms == pytest.approx([2.0, 4.0])
+    assert losses == [1.0, 2.0]
 
 
 @pytest.mark.parametrize("by_name", [False, True])
@@ -363,6 +386,35 @@ def test_only_rank_zero_writes(tmp_path, monkeypatch):
         run.end_epoch()
         run.snapshot()
     assert not any(tmp_path.iterdir())
+
+
+def test_a_snapshot_waits_until_the_log_is_on_the_disk(tmp_path, monkeypatch):
+    synced = []
+    sync = os.fsync
+
+    def noted(descriptor):
+        name = os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))
+        rows = len(list(log.read_rows(tmp_path / "log.jsonl")))
+        written = len(list((tmp_path / "snapshots").glob("step-*")))
+        synced.append((name.partition("step-")[0], rows, written))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    model = Bowl()
+    optimizer = sgd(model)
+    run = pl.Recorder(tmp_path, 2).attach(model, optimizer)
+    descend(model, optimizer, run, 2)
+    # the log first, then the file under another name, then the folder that has its name
+    assert synced[-3:] == [("log.jsonl", 2, 1), (".partial-", 2, 1), ("snapshots", 2, 2)]
+
+
+def test_rows_that_wait_are_written_before_a_snapshot(tmp_path):
+    writer = log.LogWriter(tmp_path / "log")
+    writer.append({"step": 0, "epoch": 0, "loss": torch.tensor(1.0)})
+    assert not list(log.read_rows(tmp_path / "log"))
+    writer.sync()
+    assert [row["loss"] for row in log.read_rows(tmp_path / "log")] == [1.0]
+    writer.close()
 
 
 def test_rows_with_tensors_wait_for_each_other(tmp_path):

@@ -151,6 +151,8 @@ def match_units(
         >>> matching = pl.match_units(objective, a, b)
         >>> matching.orders["0"].tolist(), round(matching.similarity, 6)
         ([1, 2, 0], 1.0)
+        >>> torch.equal(matching.permute(b)["0.weight"], a[0].weight)
+        True
     """
     require(
         method in get_args(Method),

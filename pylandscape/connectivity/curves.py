@@ -53,6 +53,24 @@ class Curve:
         [1.0, 1.0]
         >>> pl.Curve("polychain", space, nodes).point(0.5).tolist()
         [1.0, 2.0]
+
+        The loss along a curve and on its plane, and the curve in a file:
+
+        >>> import tempfile
+        >>> data = torch.randn(9, 1), torch.randn(9, 1)
+        >>> objective = pl.Objective(torch.nn.Linear(1, 1), torch.nn.MSELoss(), data)
+        >>> curve = pl.Curve("bezier", space, nodes)
+        >>> curve.coefficients(0.5).tolist()
+        [[0.25, 0.5, 0.25]]
+        >>> along = curve.evaluate(objective, resolution=5)
+        >>> along.loss.shape, along.attrs["barrier"] >= 0
+        ((5,), True)
+        >>> curve.plane(objective, resolution=7).loss.shape
+        (7, 7)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     curve.save(f"{folder}/curve.safetensors")
+        ...     pl.Curve.load(f"{folder}/curve.safetensors", objective)
+        Curve(bezier, 1 bend in R^2)
     """
 
     def __init__(
@@ -75,7 +93,7 @@ class Curve:
         self.attrs = dict(attrs or {})
 
     def __repr__(self) -> str:
-        return f"Curve({self.kind}, {self.bends} bends in R^{self.space.size})"
+        return f"Curve({self.kind}, {self._count()} in R^{self.space.size})"
 
     @property
     def bends(self) -> int:
@@ -223,6 +241,9 @@ class Curve:
             f"{self.space}.",
         )
 
+    def _count(self) -> str:
+        return f"{self.bends} bend{'s' * (self.bends > 1)}"
+
     def _directions(self, objective: Objective) -> Directions:
         nodes = self.nodes.to(objective.device, objective.dtype)
         return Directions.from_vectors(self.space, nodes)
@@ -231,7 +252,7 @@ class Curve:
         ends = self.nodes[-1].double() - self.nodes[0].double()
         return {
             "kind": kind,
-            "directions": f"{NAMES[self.kind]} with {self.bends} bend{'s' * (self.bends > 1)}",
+            "directions": f"{NAMES[self.kind]} with {self._count()}",
             "axis_labels": ["t: model A at 0, model B at 1"],
             "distance": float(ends.norm()),
             **self.attrs,

@@ -8,6 +8,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pylandscape._checks import require, show
@@ -39,11 +40,17 @@ def lightning_callback(recorder: Recorder, part: str = "") -> Any:
         ValueError: when training starts, more than one optimizer.
 
     Example:
-        >>> import tempfile, pylandscape as pl
+        >>> import lightning, tempfile, pylandscape as pl
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     recorder = pl.Recorder(folder, every=10)
-        ...     callback = pl.lightning_callback(recorder)  # doctest: +SKIP
-        ...     trainer = lightning.Trainer(callbacks=[callback])  # doctest: +SKIP
+        ...     callback = pl.lightning_callback(pl.Recorder(folder, every=10))
+        ...     trainer = lightning.Trainer(
+        ...         max_steps=20, callbacks=[callback], logger=False, enable_checkpointing=False,
+        ...         enable_progress_bar=False, enable_model_summary=False,
+        ...     )
+        ...     trainer.fit(BoringModel())
+        ...     pl.Trajectory(folder).steps
+        [0, 10, 20]
     """
     _require_recorder(recorder, "lightning_callback")
     base: Any = _lightning().Callback
@@ -63,13 +70,17 @@ def lightning_callback(recorder: Recorder, part: str = "") -> Any:
             self.losses: list[Tensor] = []
 
         def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
-            self.losses.append(loss.detach())  # Lightning has divided it by the number of batches
+            # Lightning has divided it by the number of batches, and scaled it in mixed precision
+            self.losses.append(loss.detach() / _loss_scale(trainer, loss.device))
 
         def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
             if self.losses:
                 recorder.log(loss=sum(self.losses[1:], self.losses[0]))
                 self.losses = []
-            recorder.log(grad_norm_unclipped=recorder.gradient_norm(optimizer))
+            norm = recorder.gradient_norm(optimizer)
+            if getattr(optimizer, "_step_supports_amp_scaling", False):  # it unscales in its step
+                norm = norm / _loss_scale(trainer, norm.device)
+            recorder.log(grad_norm_unclipped=norm)
 
         def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
             recorder.end_epoch()
@@ -107,11 +118,22 @@ def huggingface_callback(recorder: Recorder, part: str = "") -> Any:
         ImportError: transformers is not installed.
 
     Example:
-        >>> import tempfile, pylandscape as pl
+        >>> import tempfile, torch, transformers, pylandscape as pl
+        >>> class Net(torch.nn.Linear):
+        ...     def forward(self, x, labels):
+        ...         output = super().forward(x)
+        ...         return {"loss": (output - labels).square().mean(), "logits": output}
+        >>> rows = [{"x": torch.randn(3), "labels": torch.randn(1)} for _ in range(32)]
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     recorder = pl.Recorder(folder, every="early")
-        ...     callback = pl.huggingface_callback(recorder)  # doctest: +SKIP
-        ...     trainer = transformers.Trainer(model, callbacks=[callback])  # doctest: +SKIP
+        ...     callback = pl.huggingface_callback(pl.Recorder(f"{folder}/run", every=4))
+        ...     args = transformers.TrainingArguments(folder, report_to=[], disable_tqdm=True)
+        ...     trainer = transformers.Trainer(
+        ...         Net(3, 1), args, train_dataset=rows, callbacks=[callback]
+        ...     )
+        ...     trainer.remove_callback(transformers.PrinterCallback)
+        ...     _ = trainer.train()  # three epochs of batches of eight
+        ...     pl.Trajectory(f"{folder}/run").steps
+        [0, 4, 8, 12]
     """
     _require_recorder(recorder, "huggingface_callback")
     base: Any = _library("transformers", ("transformers",)).TrainerCallback
@@ -148,6 +170,13 @@ def huggingface_callback(recorder: Recorder, part: str = "") -> Any:
             recorder.detach()
 
     return RecordRun()
+
+
+def _loss_scale(trainer: Any, device: torch.device) -> Tensor:
+    """The factor of the gradient scaler of Lightning's `16-mixed`, or 1; it stays on its device."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    one = torch.ones((), device=device)
+    return one if scaler is None else scaler.scale(one)
 
 
 def _attach(recorder: Recorder, model: nn.Module, optimizer: Any, step: int) -> None:

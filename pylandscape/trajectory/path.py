@@ -46,6 +46,9 @@ class Trajectory:
         (3, ['bias', 'weight'])
         >>> torch.equal(path.state(-1)["weight"], model.weight)
         True
+        >>> path.vector(0, pl.ParameterSpace.from_model(model)).shape
+        torch.Size([3])
+        >>> path.load_into(model, 0)  # the model as it was at first
         >>> folder.cleanup()
     """
 

@@ -33,7 +33,9 @@ class Recorder:
     `grad_norm` of row t are taken before step t + 1 is made. The gradient norm is the l2 norm over
     all parameters of the model that the optimizer holds, as the optimizer gets them: after
     clipping, and without the factor of a gradient scaler. The norm before clipping is what the
-    clipping returns: `recorder.log(grad_norm_unclipped=clip_grad_norm_(...))`.
+    clipping returns: `recorder.log(grad_norm_unclipped=clip_grad_norm_(...))`. A step that a
+    scaler skips leaves no row, or with a fused optimizer, which is called and skips it by itself,
+    one with a norm that is not finite.
 
     The run is written to `directory`: `log.jsonl`, a line per step, and
     `snapshots/step-*.safetensors`, each of which appears whole or not at all. A killed run loses
@@ -81,6 +83,24 @@ class Recorder:
         ...         optimizer.step()
         >>> pl.Trajectory(folder.name).steps
         [0, 5, 10, 12]
+
+        With epochs, and gradients that are clipped by hand:
+
+        >>> recorder = pl.Recorder(folder.name, every="epoch", overwrite=True)
+        >>> _ = recorder.attach(model, optimizer)
+        >>> for _ in range(2):
+        ...     for _ in range(3):
+        ...         optimizer.zero_grad()
+        ...         model(torch.ones(4, 2)).square().mean().backward()
+        ...         recorder.log(grad_norm_unclipped=recorder.gradient_norm(optimizer))
+        ...         torch.nn.utils.clip_grad_value_(model.parameters(), 0.1)
+        ...         optimizer.step()
+        ...     recorder.end_epoch()
+        >>> recorder.snapshot()  # a further one, where the last step has none
+        >>> recorder.detach()
+        >>> path = pl.Trajectory(folder.name)
+        >>> path.steps, bool((path.log.grad_norm <= path.log.grad_norm_unclipped).all())
+        ([0, 3, 6], True)
         >>> folder.cleanup()
     """
 
