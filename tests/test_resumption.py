@@ -98,39 +98,31 @@ def test_resume_of_nothing_starts_a_run(tmp_path):
 # Starting a process costs more than the run: one imports, and forks the runs that are killed.
 KILLING = textwrap.dedent(
     """
-    import os, random, signal, sys, time
+    import os, pathlib, random, signal, sys, time
     import torch, pylandscape as pl
     torch.set_num_threads(1)
 
-    def train(directory, compress, again, steps=10**9):
+    def train(directory, compress, say_when, steps=10**9):
+        if say_when == "begun":  # so that reading, resuming and the first snapshot are hit too
+            os.write(started, b"x")
         torch.manual_seed(0)
         net = torch.nn.Sequential(torch.nn.Linear(20, 64), torch.nn.ReLU(), torch.nn.Linear(64, 1))
-        if again:
+        if list(pathlib.Path(directory).glob("snapshots/step-*")):
             pl.Trajectory(directory).load_into(net, -1)
         optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
         recorder = pl.Recorder(directory, every=2, compress=compress, resume=True)
         recorder.attach(net, optimizer)
-        os.write(started, b"x")
+        if say_when == "attached":
+            os.write(started, b"x")
         for _ in range(steps):
             optimizer.zero_grad()
             loss = net(torch.ones(8, 20)).square().mean()
             loss.backward()
             recorder.log(loss=loss)
             optimizer.step()
+        recorder.detach()
 
-    directory, compress, kills = sys.argv[1], sys.argv[2] == "True", int(sys.argv[3])
-    delays, seen = random.Random(0), 0
-    ready, started = os.pipe()
-    train(directory + "-first", compress, False, steps=2)  # imports what torch leaves for later
-    for attempt in range(kills):
-        ready, started = os.pipe()
-        child = os.fork()
-        if child == 0:
-            train(directory, compress, attempt > 0)
-        os.read(ready, 1)
-        time.sleep(delays.uniform(0.0, 0.04))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+    def check(directory, seen):
         path = pl.Trajectory(directory)
         assert path.steps == list(range(0, 2 * len(path), 2))
         for index in range(seen, len(path)):  # those before have been read
@@ -139,8 +131,25 @@ KILLING = textwrap.dedent(
         assert steps == list(range(len(steps)))
         assert len(steps) >= path.steps[-1]  # the log is never behind the snapshots
         assert len(path) >= seen
-        seen = len(path)
-    assert seen > kills  # the runs made progress
+        return len(path)
+
+    directory, compress, kills = sys.argv[1], sys.argv[2] == "True", int(sys.argv[3])
+    delays, seen = random.Random(0), 0
+    train(directory + "-first", compress, "never", steps=2)  # imports what torch leaves for later
+    for attempt in range(kills):
+        say_when = "begun" if attempt % 2 else "attached"
+        ready, started = os.pipe()
+        child = os.fork()
+        if child == 0:
+            train(directory, compress, say_when)
+        os.read(ready, 1)
+        time.sleep(delays.uniform(0.0, 0.04 if say_when == "attached" else 0.015))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        seen = check(directory, seen)
+    train(directory, compress, "never", steps=4)
+    assert check(directory, seen) == seen + 2
+    assert seen > kills // 2  # the runs made progress
     """
 )
 

@@ -1,6 +1,7 @@
 """Curves: closed forms, exact ends, the step of training, checkpoints, planes, bad input."""
 
 import copy
+import itertools
 import signal
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 import pylandscape as pl
+from pylandscape.connectivity.curve_training import _drawn
 from pylandscape.study.data import load_mnist
 
 
@@ -218,6 +220,21 @@ def test_seeds_reproduce_and_batches_are_shuffled():
     assert runs[0].evaluate(objective, resolution=2).attrs["seed"] == 1
 
 
+def test_every_epoch_has_every_sample_once_in_an_order_of_its_own():
+    inputs = torch.arange(12.0, dtype=torch.float64)[:, None].expand(12, 3)
+    objective = pl.Objective(net(0), nn.CrossEntropyLoss(), (inputs, data(12)[1]))
+
+    def drawn(count, seed=1, skip=0):
+        batches = itertools.islice(_drawn(objective, 4, seed, skip), count)
+        return torch.cat([inputs[:, 0] for inputs, _ in batches]).tolist()
+
+    epochs = [drawn(3, skip=3 * epoch) for epoch in range(3)]
+    assert all(sorted(order) == list(range(12)) for order in epochs)
+    assert all(other != epochs[0] for other in (*epochs[1:], drawn(3, seed=2), list(range(12))))
+    for skip in range(7):  # as a training that goes on skips them
+        assert drawn(4, skip=skip) == drawn(skip + 4)[4 * skip :]
+
+
 def test_a_loader_gives_the_batches():
     a, b = net(1), net(2)
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*data()), batch_size=24)
@@ -246,6 +263,11 @@ def test_statistics_are_recomputed_at_every_point():
     assert float(along.test_loss[1]) == pytest.approx(expected, rel=1e-10)
     assert along.attrs["batchnorm"] == "recompute"
     assert objective.batchnorm == "frozen"
+    surface = curve.plane(objective, resolution=3, margin=0.0)
+    at_a = surface.loss.sel(alpha=0, beta=0, method="nearest")
+    assert float(at_a) == pytest.approx(float(along.loss[0]), rel=1e-10)
+    assert float(at_a) != pytest.approx(classifier(a).loss(), rel=1e-3)
+    assert surface.attrs["batchnorm"] == "recompute"
 
 
 # -- the plane ------------------------------------------------------------------------------------

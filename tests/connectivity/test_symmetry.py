@@ -167,10 +167,24 @@ def test_weights_that_are_used_twice_tie_their_units():
     ]  # fmt: skip
 
 
+def test_weights_that_read_the_input_and_units_too_hold_them_in_place():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.last = nn.Linear(6, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.last(self.inner(self.inner(x).tanh()).tanh())
+
+    check(Twice(), normal(5, 6))
+
+
 def test_units_that_cannot_move_stay():
     check(nn.Sequential(nn.Linear(4, 6), nn.ReLU()), normal(5, 4))  # outputs
     mirrored = Apply(lambda x: x - x.flip(1))
     check(nn.Sequential(nn.Linear(4, 6), mirrored, nn.Linear(6, 2)), normal(5, 4))
+    products = Combine(nn.Linear(4, 3), nn.Linear(4, 5), lambda a, b: a[:, :, None] * b[:, None])
+    check(nn.Sequential(products, nn.Flatten(), nn.Linear(15, 2)), normal(5, 4))
     blended = Apply(lambda x: x.transpose(1, 2))  # a convolution across channels
     layers = nn.Conv1d(1, 6, 3), blended, nn.Conv1d(4, 3, 1), nn.Flatten(), nn.Linear(18, 2)
     check(nn.Sequential(*layers), normal(3, 1, 6), _2=3)

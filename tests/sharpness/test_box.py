@@ -9,6 +9,7 @@ from models import classifier, convnet, function_objective, labels, mlp, normal,
 from torch import nn
 
 import pylandscape as pl
+from pylandscape.sharpness._keskar import _Box
 from pylandscape.sharpness._profile import maximum_in_ball
 
 CURVATURES = torch.tensor([4.0, 2.5, 1.0, 0.5, 0.0], dtype=torch.float64)
@@ -43,6 +44,23 @@ class TestKeskar:
         reached = objective.loss(objective.center + found.maximizer)
         assert found.rise == pytest.approx(reached - found.loss, abs=1e-12)
         assert found.starts[0] == ("centre" if w.any() else "random")
+
+    def test_one_iteration_reaches_the_corner_of_a_convex_loss(self):
+        objective = quadratic(CURVATURES[:4], W[:4])
+        found = pl.sharpness.keskar(objective, 0.1, iterations=1, restarts=0)
+        slopes = CURVATURES[:4] * W[:4]
+        exact = largest_in_box(CURVATURES[:4], slopes, 0.1 * (W[:4].abs() + 1))
+        assert found.rise == pytest.approx(exact, rel=1e-9)
+
+    @pytest.mark.parametrize("subspace", [None, 3])
+    def test_the_slope_is_that_of_the_loss_in_the_variables_of_the_box(self, subspace):
+        objective = quadratic(CURVATURES, W)
+        box = _Box(objective, W, 0.1, subspace, 1)
+        u = np.random.default_rng(0).uniform(-1, 1, box.dimensions)
+        slope = box.slope(objective.gradient(W + box.step(u)))
+        for i, shift in enumerate(1e-3 * np.eye(box.dimensions)):
+            high, low = (objective.loss(W + box.step(at)) for at in (u + shift, u - shift))
+            assert slope[i] == pytest.approx((high - low) / 2e-3, rel=1e-5, abs=1e-9)
 
     def test_a_maximum_inside_the_box(self):
         curvatures = torch.tensor([-4.0, 1.0, -0.1]).double()
@@ -99,6 +117,22 @@ class TestAdaptive:
         exact = largest_in_box(CURVATURES, CURVATURES * W, rho * W.abs())
         assert found.value == pytest.approx(exact, rel=1e-9)
         assert (found.maximizer.abs() <= rho * W.abs() * (1 + 1e-12)).all()
+
+    @pytest.mark.parametrize("factor", [1e-7, 1e7])
+    def test_the_steps_do_not_depend_on_the_size_of_the_loss(self, factor):
+        for name, steps in (("linf", 20), ("l2", 60)):
+            values = [
+                pl.sharpness.adaptive(quadratic(curvatures, W), name, 0.1, steps=steps).value
+                for curvatures in (CURVATURES, factor * CURVATURES)
+            ]
+            assert values[1] == pytest.approx(factor * values[0], rel=1e-6)
+
+    def test_parameters_that_are_zero_take_no_share_of_the_ellipsoid(self):
+        w = torch.zeros(50).double()
+        w[0] = 2.0  # at a minimum, so that the start is a random point
+        objective = function_objective(lambda v: ((v - w) ** 2).sum(), w)
+        found = pl.sharpness.adaptive(objective, "l2", 0.1, steps=1)
+        assert found.value == pytest.approx((0.1 * 2.0) ** 2, rel=1e-9)
 
     @pytest.mark.parametrize("rho", [1e-3, 0.1, 1.0])
     def test_the_ellipsoid_of_a_quadratic(self, rho):

@@ -48,16 +48,27 @@ def test_critical_is_the_curvature_along_the_update():
     found = pl.sharpness.critical(objective, rtol=1e-6)
     assert found.value == pytest.approx(float(g @ (CURVATURES * g) / (g @ g)), rel=1e-5)
     assert found.learning_rate == pytest.approx(2 / found.value)
-    scaled = pl.sharpness.critical(objective, 1e-5 * g, rtol=1e-6)  # from steps that are too short
-    assert scaled.value == pytest.approx(1e-5 * found.value, rel=1e-5)
-    long = pl.sharpness.critical(objective, 1e9 * g, rtol=1e-6)
-    assert long.value == pytest.approx(1e9 * found.value, rel=1e-5)
+    for factor in (1e-5, 1e9):
+        scaled = pl.sharpness.critical(objective, factor * g, rtol=1e-6)
+        assert scaled.value == pytest.approx(factor * found.value, rel=1e-5)
     other = torch.tensor([1.0, -1, 1, 1, 1]).double()
     along = float(other @ (CURVATURES * other) / (g @ other))
     assert pl.sharpness.critical(objective, other, rtol=1e-6).value == pytest.approx(
         along, rel=1e-5
     )
     assert found.evaluations < 50
+
+
+@pytest.mark.parametrize("away", [1e-6, 1e-3, 10.0])
+def test_critical_is_bracketed_from_steps_too_long_and_too_short(away):
+    """The loss along the update falls up to w - W = -away, be that less than the first step."""
+    objective = function_objective(lambda w: 3 * ((w - W) ** 2).sum(), W + away)
+    found = pl.sharpness.critical(objective, rtol=1e-3)
+    assert found.value == pytest.approx(6, rel=1.1e-3)
+    assert found.value == 2 / found.learning_rate
+    at, g = objective.center, objective.gradient()
+    assert objective.loss(at - found.learning_rate * g) > found.loss
+    assert objective.loss(at - found.learning_rate * (1 - 1e-3) * g) <= found.loss
 
 
 def test_critical_of_a_loss_that_only_falls_and_of_one_that_only_rises():
