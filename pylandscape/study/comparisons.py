@@ -63,7 +63,7 @@ def connections(study: Study) -> xr.Dataset:
         learning_rate=config.curve_learning_rate,
     ).isel(pair=0, drop=True)
     paths = table["path"].values.tolist()
-    return table.drop_vars("path").assign_attrs(paths=paths, **study.objective("a").describe())
+    return table.drop_vars("path").assign_attrs(paths=paths)
 
 
 def rescaling(study: Study) -> xr.Dataset:
