@@ -44,7 +44,8 @@ MEASURES: Mapping[str, tuple[str, Mapping[str, Any], Callable[..., float]]] = {
         _value(keskar),
     ),
     "keskar_subspace": (
-        "the same in a random subspace",
+        "100 max over |y_i| <= epsilon (|(A^+ w)_i| + 1) of (L(w + A y) - L(w)) / (1 + L(w)), "
+        "A [P, subspace] random",
         {"epsilon": 1e-3, "subspace": 100, "iterations": 10, "restarts": 1, "seed": 0},
         _value(keskar),
     ),

@@ -302,9 +302,10 @@ CLAIMS: tuple[Claim, ...] = (
             f"test error over all six is at least {RANK}."
         ),
         rationale=(
-            "Keskar et al. 2017 compare batch sizes. On 2,000 test digits a difference of half a "
-            "per cent is above the noise of sampling; independent ranks of six exceed 0.82 in 3 % "
-            "of cases. That sharpness is no property of the function alone is shown below."
+            "Keskar et al. 2017 compare batch sizes. On 2,000 test digits half a per cent is "
+            "little more than the standard error of one accuracy, so that less would say nothing. "
+            "Independent ranks of six exceed 0.82 in 3 % of cases. That sharpness is no property "
+            "of the function alone is shown below."
         ),
         needs=("solution_lambda_max", "solution_test_accuracy", "rank_lambda_max"),
         judge=_flat,
