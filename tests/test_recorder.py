@@ -201,7 +201,8 @@ class Tied(nn.Module):
         self.norm = nn.BatchNorm1d(4)
         self.register_buffer("empty", torch.empty(0))
         window = torch.randn(6)
-        self.register_buffer("early", window[:4])
+        self.register_buffer("window", window)
+        self.register_buffer("early", window[:4])  # it begins where the whole begins
         self.register_buffer("late", window[2:])
         self.register_buffer("scratch", torch.randn(7), persistent=False)
 

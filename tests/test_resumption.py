@@ -43,7 +43,7 @@ def test_resume_goes_on_after_the_last_snapshot_as_if_nothing_had_happened(tmp_p
     interrupted_run(tmp_path / "cut")
     with open(tmp_path / "cut" / "log.jsonl", "a") as file:
         file.write('{"step": 8, "epo')
-    leftover = tmp_path / "cut" / "snapshots" / ".partial-step-000000009.safetensors"
+    leftover = tmp_path / "cut" / "snapshots" / ".partial-step-000000008.safetensors"
     leftover.write_text("half")
     model = Bowl()
     pl.Trajectory(tmp_path / "cut").load_into(model, -1)

@@ -1,6 +1,7 @@
 """Alignment: hidden permutations come back exactly, the function stays, barriers fall."""
 
 import copy
+from dataclasses import replace
 from itertools import permutations
 
 import pytest
@@ -10,6 +11,7 @@ from random_models import randomised
 from torch import nn
 
 import pylandscape as pl
+from pylandscape.connectivity import alignment
 from pylandscape.connectivity.alignment import _Moments
 from pylandscape.study.data import load_mnist
 
@@ -179,6 +181,17 @@ def test_alignment_lowers_the_barrier(trained, method):
     assert barriers["after", "recompute"] < 0.7 * barriers["before", "recompute"]
     # the statistics of an average are not the average of the statistics
     assert barriers["before", "recompute"] < 0.8 * barriers["before", "interpolate"]
+
+
+def test_a_permutation_that_changes_the_function_is_an_error(monkeypatch):
+    def without_the_bias(objective, where):
+        groups = pl.permutation_groups(objective, where)
+        return [replace(g, axes=tuple(a for a in g.axes if "bias" not in a.tensor)) for g in groups]
+
+    monkeypatch.setattr(alignment, "permutation_groups", without_the_bias)
+    objective = objective_of(mlp(3), (5,))
+    with pytest.raises(RuntimeError, match="must compute the function of model_b"):
+        pl.align(objective, mlp(1), mlp(2))
 
 
 def test_bad_requests():

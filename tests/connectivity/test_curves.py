@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import pylandscape as pl
-from pylandscape.connectivity.curve_training import _drawn
+from pylandscape.connectivity.curve_training import _drawn, _schedule
 from pylandscape.study.data import load_mnist
 
 
@@ -139,6 +139,11 @@ def test_a_step_descends_the_loss_and_the_decay_at_the_point(kind):
         factor = [1, 1, 1, 1 - 0.1 / 0.4 * 0.99, 1 - 0.3 / 0.4 * 0.99][k]  # the published schedule
         bends = (bends - rate * factor * velocity).detach()
     torch.testing.assert_close(curve.nodes[1:-1], bends, rtol=1e-12, atol=1e-14)
+
+
+def test_the_learning_rate_falls_in_the_second_half_and_stays_at_a_hundredth():
+    factors = [_schedule(progress) for progress in (0.0, 0.5, 0.7, 0.9, 0.95, 1.0)]
+    assert factors == pytest.approx([1, 1, (1 + 0.01) / 2, 0.01, 0.01, 0.01])
 
 
 @pytest.mark.parametrize(("kind", "bends"), [("bezier", 1), ("polychain", 1), ("bezier", 3)])

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import pylandscape as pl
+from pylandscape.connectivity._paths import path_dataset
 
 
 def regression(seed=0, **options):
@@ -240,6 +241,13 @@ def test_accuracy_drop_is_measured_from_the_chord():
     curve = pl.interpolate(objective, right, wrong, resolution=5)
     np.testing.assert_allclose(curve.accuracy[[0, 1, 3, 4]], [1, 1, 0, 0])
     assert curve.attrs["accuracy_drop"] == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(("middle", "drop"), [(0.1, 0.5), (0.9, 0.0)])
+def test_an_accuracy_above_its_chord_is_no_drop(middle, drop):
+    values = {"accuracy": torch.tensor([0.8, middle, 0.4], dtype=torch.float64)}
+    path = path_dataset(np.linspace(0, 1, 3), values, {})
+    assert path.attrs["accuracy_drop"] == pytest.approx(drop)
 
 
 def test_an_interruption_keeps_what_was_evaluated():

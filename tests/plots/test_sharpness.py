@@ -13,6 +13,7 @@ def test_the_found_rise_stands_beside_the_quadratic_model():
     figure = plots.sharpness(profile)
     ax = figure.axes[0]
     assert legend_of(ax) == ["found", "quadratic model", "λ ε² / 2", "ε ||g||"]
+    assert not ax.get_lines()[-1].get_clip_on()  # whole marks at both ends
     lines = {line.get_label(): line.get_ydata() for line in ax.get_lines()}
     assert lines["found"][1:] == pytest.approx(profile.rise.values[1:])
     assert np.isnan(lines["found"][0])

@@ -141,6 +141,7 @@ def test_the_table_holds_every_measure_with_its_parameters():
     }
     assert table.measure.values.tolist() == list(expected)
     np.testing.assert_array_equal(table.value, list(expected.values()))
+    assert table.attrs["loss"] == objective.loss()
     words = dict(zip(table.measure.values, table.parameters.values, strict=True))
     assert words["ball"] == "epsilon = 0.3, steps = 30, restarts = 2, seed = 0"
     assert (table.definition.str.len() > 10).all()
