@@ -113,9 +113,9 @@ def _draw_curve(ax: Axes, surface: xr.Dataset) -> list[Artist]:
         ax.plot(x, y, color=color, linewidth=width, solid_capstyle="round", zorder=3, gid="curve")
     ends = [0, -1]
     for width, color in ((2.0, "white"), (0.9, "black")):
-        dashes = (3 * 0.9 / width, 2 * 0.9 / width)  # in widths of the line: alike for both
+        alike = (3 * 0.9 / width, 2 * 0.9 / width)  # dashes are in widths of their line
         ax.plot(
-            nodes_x[ends], nodes_y[ends], color=color, linewidth=width, linestyle=(0, dashes),
+            nodes_x[ends], nodes_y[ends], color=color, linewidth=width, linestyle=(0, alike),
             zorder=2.9, gid="straight line",
         )  # fmt: skip
     common: dict[str, Any] = {
