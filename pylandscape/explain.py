@@ -47,16 +47,18 @@ def explain(objective: Objective) -> Explanation:
         "the loss and the data.",
         TypeError,
     )
+    compiled = objective._engine.compiled.describe()
     if objective.choice == "torch":
-        return Explanation("engine: PyTorch, as chosen by engine='torch'.")
+        return Explanation(f"engine: PyTorch, as chosen by engine='torch'.{compiled}")
     if objective.choice == "auto" and objective.device.type != "cpu":
         return Explanation(
             f"engine: PyTorch, which engine='auto' takes on {objective.device.type} devices."
+            f"{compiled}"
         )
     try:
         engine = objective.native_engine
     except NotCovered as obstacle:
-        return Explanation(f"engine: PyTorch, because {obstacle}.")
+        return Explanation(f"engine: PyTorch, because {obstacle}.{compiled}")
     parts = [
         _heading(objective, engine),
         engine.program.describe(),
@@ -70,7 +72,7 @@ def _heading(objective: Objective, engine: NativeEngine) -> str:
     if isinstance(engine, CudaEngine):
         return (
             f"engine: native on a GPU, precision {objective.precision!r}. Derivatives run through "
-            "PyTorch."
+            f"PyTorch.{objective._engine.compiled.describe()}"
         )
     when = "" if objective.choice == "native" else f" from {NATIVE_POINTS} points on"
     return (

@@ -63,7 +63,7 @@ def report() -> tuple[str, bool]:
         "",
         f"{'compared with the CPU':40} {'error':>9} {'allowed':>9}",
     ]
-    comparisons = [*operators(device), *losses(device), graph(device)]
+    comparisons = [*operators(device), *losses(device), *products(device), graph(device)]
     for c in comparisons:
         verdict = "" if c.passed else "  FAILED"
         lines.append(f"{c.what:40} {c.error:9.1e} {c.allowed:9.1e}{verdict}")
@@ -130,6 +130,29 @@ def losses(device: torch.device | str) -> Iterator[Comparison]:
             )  # fmt: skip
             error = _error(_nine_points(there) / expected, torch.ones(9))
             yield Comparison(f"loss of {name}, {precision}", error, allowed)
+
+
+def products(device: torch.device | str, backend: str = "inductor") -> Iterator[Comparison]:
+    """Hessian-vector products compiled on the device, against eager ones in float64 on the CPU."""
+    for name, (model, data) in cases().items():
+        exact = Objective(
+            copy.deepcopy(model).double(), nn.CrossEntropyLoss(), data, engine="torch"
+        )
+        there = compiled(copy.deepcopy(model).to(device), data, backend)
+        v = _normal(exact.space.size, torch.float64)
+        expected = exact.hessian_vector_product(v)
+        there.hessian_vector_product(v)  # compiles
+        error = _error(there.hessian_vector_product(v), expected) / float(expected.abs().max())
+        how = there._engine.compiled.obstacle or "compiled"
+        yield Comparison(f"Hessian product of {name}, {how}", error, 10 * TOLERANCE)
+
+
+def compiled(model: nn.Module, data: tuple[Tensor, Tensor], backend: str = "inductor") -> Objective:
+    """An objective whose first Hessian-vector product is the last that is not compiled."""
+    objective = Objective(model, nn.CrossEntropyLoss(), data, engine="torch")
+    way = objective._engine.compiled
+    way.enabled, way.seconds_before, way.backend = True, 0.0, backend
+    return objective
 
 
 def graph(device: torch.device | str) -> Comparison:
@@ -271,7 +294,18 @@ def speed(device: torch.device | str, points: int = 64, samples: int = 2000) -> 
             lines.append(f"{name:40} {1e3 * _seconds(evaluate) / points:9.3f} {error:9.1e}")
         except Exception as failure:  # one way that does not work must not hide the others
             lines.append(f"{name:40} {type(failure).__name__}: {str(failure).splitlines()[0][:60]}")
+    v, eager = torch.randn(objective.space.size), objective.replace()
+    eager._engine.compiled.enabled = False
+    lines += ["", f"{'milliseconds per Hessian-vector product':40} {'ms':>9}"]
+    for name, way in {"eager": eager, "torch.compile": compiled(model, data)}.items():
+        way.hessian_vector_product(v)
+        seconds = _seconds(functools.partial(_waited, way.hessian_vector_product, v))
+        lines.append(f"{name:40} {1e3 * seconds:9.3f} {way._engine.compiled.obstacle}".rstrip())
     return lines
+
+
+def _waited(function: Callable[[Tensor], Tensor], argument: Tensor) -> Tensor:
+    return function(argument).cpu()
 
 
 def _torch_ways(

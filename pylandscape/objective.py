@@ -85,8 +85,9 @@ class Objective:
         engine: `torch` runs the module through PyTorch; `native` runs a captured copy of it through
             compiled kernels, many times faster at many points, and is an error where something has
             no kernel (`pl.explain` tells what); `auto` takes the native one for lines, planes and
-            grids where it can, and says so once where it cannot; on a GPU only when asked for.
-            Derivatives run through PyTorch.
+            grids where it can, and says so once where it cannot. On a GPU it is used only when
+            asked for, and derivatives run through PyTorch, products with the Hessian by
+            torch.compile once they have cost as much as compiling.
         precision: of the native engine. `fast` runs 3x3 convolutions in the Winograd domain, with
             an error of the loss of about 1e-7; `exact` forms the same sums as PyTorch; `bf16`
             rounds the factors of convolutions and linear layers to bfloat16 (an error of about
@@ -385,6 +386,7 @@ class Objective:
         Args:
             derivatives: of results that gradients or curvature make, whose engine may be another.
         """
+        compiled = derivatives and self._engine.compiled.in_use
         return {
             "model": type(self.model).__name__,
             "parameters": self.space.size,
@@ -396,6 +398,7 @@ class Objective:
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device.type,
             "engine": self._derivatives.name if derivatives else self.engine,
+            **({"compiled": "hessian_vector_product"} if compiled else {}),
             "batchnorm": self._batchnorm_in_use,
             "pylandscape": __version__,
             "torch": torch.__version__,

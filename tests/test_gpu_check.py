@@ -31,6 +31,13 @@ def test_losses_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(0 < c.error <= c.allowed for c in comparisons)
 
 
+def test_products_are_compared() -> None:
+    comparisons = list(gpu_check.products("cpu", "aot_eager"))
+    names = [f"Hessian product of {name}, compiled" for name in ("an MLP", "a CNN")]
+    assert [c.what for c in comparisons] == names
+    assert all(0 < c.error <= c.allowed for c in comparisons)
+
+
 def test_nan_is_a_failure() -> None:
     assert not Comparison("", float("nan"), 1.0).passed
     assert Comparison("", 0.0, 0.0).passed
@@ -64,6 +71,9 @@ def test_speed_is_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_check, "SECONDS", 1e-3)
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     lines = gpu_check.speed("cpu", points=2, samples=16)
+    products = lines.index("")
+    assert [line.split()[0] for line in lines[products + 2 :]] == ["eager", "torch.compile"]
+    lines = lines[:products]
     names = [line[:40].strip() for line in lines[1:]]
     assert {"native, fast", "PyTorch, vmap", "PyTorch, channels-last, TF32"} <= set(names)
     assert all(float(line[50:]) < 1e-3 for line in lines[1:] if "bf16" not in line)

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from pylandscape._checks import require
+from pylandscape.engines.compiled import CompiledProducts
 from pylandscape.engines.module import Buffers, FunctionalModule
 from pylandscape.engines.points import Points
 from pylandscape.losses import PerSample, SampleLoss
@@ -56,6 +57,7 @@ class EagerEngine:
     ) -> None:
         self.module, self.space = module, module.space
         self.loss, self.metrics = loss, dict(metrics)
+        self.compiled = CompiledProducts(module)
         self._forward_mode = True  # until an operator turns out not to have it
         self._differentiable = False  # until some batch shows that the parameters reach the loss
 
@@ -102,12 +104,15 @@ class EagerEngine:
     def hessian_vector_product(self, vector: Tensor, direction: Tensor) -> Tensor:
         """H v [P] by Pearlmutter's R-operator: forward over reverse, else reverse over reverse.
 
+        On a GPU forward over reverse is compiled once it has cost much, see `CompiledProducts`.
         Under the BatchNorm policy `recompute` the statistics count as constants.
         """
         total = torch.zeros_like(vector, dtype=torch.float64)
-        with self._differentiating(), _DifferentiableWeightNorm():
-            state = self.module.state(vector.detach())
-            tangents = self.module.layout(self.space.unflatten(direction.detach()))
+        # of one layout in all calls, which a compiled product is made for
+        vector, direction = vector.detach().contiguous(), direction.detach().contiguous()
+        with self._differentiating():
+            state = self.module.state(vector)
+            tangents = self.module.layout(self.space.unflatten(direction))
             for batch in self.module.batches():
                 self._add(total, self._product(state, tangents, batch))
         self._require_differentiable()
@@ -161,7 +166,7 @@ class EagerEngine:
     ) -> tuple[Tensor, Tensor]:
         """The gradient of the sum of a batch's loss terms and its Hessian times `direction` [P]."""
         gradient, product = (torch.zeros_like(vector, dtype=torch.float64) for _ in range(2))
-        with self._differentiating(), _DifferentiableWeightNorm():
+        with self._differentiating():
             state = self.module.state(vector.detach())
             leaves = {e.name: state[e.name].detach().requires_grad_() for e in self.space.entries}
             tangents = self.module.layout(self.space.unflatten(direction.detach()))
@@ -223,40 +228,42 @@ class EagerEngine:
 
     def _product(self, state: dict[str, Tensor], tangents: dict[str, Tensor], batch: Any) -> Slopes:
         """The derivative along `tangents` of the slopes of one batch."""
-        point = {name: state[name].detach() for name in tangents}
         if not self._forward_mode:
-            return self._product_in_reverse(state, point, tangents, batch)
-
-        def terms(parameters: dict[str, Tensor]) -> Tensor:
-            return self.module.within({**state, **parameters}, lambda: self._sum_of(batch))
-
+            return self._product_in_reverse(state, tangents, batch)
         _load_forward_mode()
         try:
-            return list(jvp(grad(terms), (point,), (tangents,))[1].values())
+            return [*self.compiled(self._forward_over_reverse, state, tangents, batch)]
         except torch.OutOfMemoryError:
             raise
         except RuntimeError:
             # An operator without forward mode, an old-style autograd.Function, a backward hook,
             # activation checkpointing. Any other error comes again here.
-            product = self._product_in_reverse(state, point, tangents, batch)
+            product = self._product_in_reverse(state, tangents, batch)
             self._forward_mode = False
             return product
 
+    def _forward_over_reverse(
+        self, state: dict[str, Tensor], tangents: dict[str, Tensor], batch: Any
+    ) -> list[Tensor]:
+        point = {name: state[name].detach() for name in tangents}
+
+        def terms(parameters: dict[str, Tensor]) -> Tensor:
+            return self.module.within({**state, **parameters}, lambda: self._sum_of(batch))
+
+        with _DifferentiableWeightNorm():
+            return list(jvp(grad(terms), (point,), (tangents,))[1].values())
+
     def _product_in_reverse(
-        self,
-        state: dict[str, Tensor],
-        point: dict[str, Tensor],
-        tangents: dict[str, Tensor],
-        batch: Any,
+        self, state: dict[str, Tensor], tangents: dict[str, Tensor], batch: Any
     ) -> Slopes:
-        leaves = {name: tensor.detach().requires_grad_() for name, tensor in point.items()}
+        leaves = {name: state[name].detach().requires_grad_() for name in tangents}
 
         def run() -> Slopes:
             slopes = _slopes(self._sum_of(batch), leaves, create_graph=True)
             return _slopes(_dot(slopes, tangents.values()), leaves)
 
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), _DifferentiableWeightNorm():
                 return self.module.within({**state, **leaves}, run)
         except RuntimeError as error:
             if "not implemented" not in str(error):
