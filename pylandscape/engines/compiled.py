@@ -124,6 +124,7 @@ class CompiledProducts:
             return self._give_up(failure)
         dtype = self._module.samples.dtype
         if not error <= torch.finfo(dtype).eps ** 0.5:
+            self._graphs.clear()
             self.obstacle = f"the compiled product differs from the eager one by {error:.1g} of it"
             return None
         self._graphs[kind] = run
