@@ -62,6 +62,20 @@ def test_the_operators() -> None:
     assert _ops.random_normal(1, 12, "cuda").device.type == "cuda"
 
 
+@pytest.mark.parametrize("device", ["cuda:0", "cuda:1"])
+def test_results_lie_on_the_device_of_their_arguments(device: str) -> None:
+    """Also where that is not the current one; launches take its stream, see csrc/cuda/launch.h."""
+    w, d = (torch.empty(shape, device=device) for shape in (12, (2, 12)))
+    table, c = torch.tensor([[0, 2, 2, 3]]), torch.zeros(3, 2)
+    seeds, scales = torch.tensor([1, 2]), torch.zeros(2, 2)
+    step = _ops.lanczos_step(torch.empty(4, 12, device=device), w.clone(), 0)
+    found = [
+        _ops.perturb(w, d, c), _ops.perturb_random(w, seeds, scales, table, c),
+        _ops.random_normal(1, 12, device), step.coefficients, step.beta, step.breakdown,
+    ]  # fmt: skip
+    assert [str(tensor.device) for tensor in found] == [device] * len(found)
+
+
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 def test_lanczos_steps_do_not_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fake tensor has no numbers: whoever asks for one before they are fetched fails."""

@@ -138,6 +138,30 @@ def test_tensor_cores_round_their_factors(name: str, precision: str, tolerance: 
     assert not torch.equal(rounded["loss"], plain["loss"])  # it is another kernel
 
 
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_factors_are_rounded_to_the_nearest(precision: str) -> None:
+    """Tensor cores cut off what they do not use: an error to one side, which sums do not lose."""
+
+    def rounded(x: Tensor) -> Tensor:
+        if precision == "bf16":
+            return x.bfloat16().double()
+        return (x.view(torch.int32) + 0x1000 & ~0x1FFF).view(torch.float32).double()
+
+    torch.manual_seed(0)
+    layer, x, y = nn.Linear(40, 3), normal(9, 40).abs().float(), normal(9, 3, seed=1).float()
+    layer.weight.requires_grad_(False).abs_()
+    layer.weight.requires_grad_(True)
+    engine = on_host(layer, nn.MSELoss(), (x, y), precision)._native
+    assert isinstance(engine, HostEngine)
+    packed = engine._pack(engine.space.flatten(engine.reference.module.model))
+    found = torch.zeros(1, 7, dtype=torch.float64)
+    constants = engine.plan.constants(engine._state())
+    engine._add_sums(found, packed, torch.zeros(1, 0), constants, 0, 9)
+    weight, bias = layer.weight.detach(), layer.bias.detach()
+    outputs = rounded(x) @ rounded(weight).T + bias
+    torch.testing.assert_close(found[0, 0], ((outputs - y) ** 2).mean(1).sum(), rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("width", [1, 15, 16, 17, 64, 65, 130])
 def test_widths_beside_the_tiles(width: int) -> None:
     torch.manual_seed(width)
@@ -343,6 +367,24 @@ def test_nan_and_infinity_propagate(layer: nn.Module, value: float) -> None:
     engine._add_sums(found, packed, none, engine.plan.constants(engine._state()), 0, 8)  # type: ignore[attr-defined]
     bounded = isinstance(layer, nn.Hardtanh) and value == float("inf")
     assert bool(found[0, 0].isfinite()) is bounded
+
+
+@pytest.mark.parametrize("pixel", [(0, 0), (0, 1), (1, 0), (1, 1)])
+@pytest.mark.parametrize("size", [2, 3])
+def test_nan_in_a_window_of_a_pooling(size: int, pixel: tuple[int, int]) -> None:
+    """Wherever it lies, in the pooling of a product and in one of its own."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.MaxPool2d(size, 2), nn.Flatten())
+    data = normal(3, 1, 3, 3).float(), normal(3, 2).float()
+    engine = on_host(model, nn.MSELoss(), data)._native
+    assert isinstance(engine, HostEngine)
+    engine._inputs = engine._inputs.clone()
+    engine._inputs[1, 0, pixel[0], pixel[1]] = torch.nan
+    packed = engine._pack(engine.space.flatten(engine.reference.module.model))
+    constants, none = engine.plan.constants(engine._state()), torch.zeros(1, 0)
+    for first, is_nan in [(0, False), (1, True), (2, False)]:
+        found = torch.zeros(1, 7, dtype=torch.float64)
+        engine._add_sums(found, packed, none, constants, first, first + 1)
+        assert bool(found[0, 0].isnan()) is is_nan
 
 
 def test_points_that_are_not_finite_go_to_torch() -> None:

@@ -94,6 +94,51 @@ def test_generated_directions_are_the_cpus_to_the_bit(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [0, 6])
+def test_nothing_to_do(size: int, dtype: torch.dtype) -> None:
+    """No parameters, no points, no streams: nothing is launched, and nothing is written."""
+    simt.launched()
+    table, empty = torch.tensor([[0, 1, 0, 3], [0, 1, 1, size]]), torch.zeros(0, dtype=torch.int64)
+    w, d, scales = draw(size, dtype=dtype), draw(1, size, dtype=dtype), draw(1, 1).double()
+    points = 0 if size else 3
+    out, c = torch.zeros(points, size, dtype=dtype), draw(points, 1, dtype=dtype)
+    simt.perturb(*(t.numpy() for t in (out, w, d, c)), False)
+    arrays = (out, w, torch.tensor([1]), scales, device_table(table), c)
+    simt.perturb_random(*(t.numpy() for t in arrays), False)
+    none = torch.zeros(0, 1, dtype=torch.float64)
+    arrays = (none, empty, device_table(table), first_chunks(table))
+    simt.filter_norms_random(*(t.numpy() for t in arrays), False)
+    simt.random_normal(torch.zeros(0, size).numpy(), empty.numpy(), False)
+    assert simt.launched() == set()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_operators_without_parameters(dtype: torch.dtype) -> None:
+    table, norms = torch.tensor([[0, 2, 3, 0]]), torch.full((3,), -1.0, dtype=torch.float64)
+    arrays = (norms, torch.zeros(0, dtype=dtype), device_table(table), first_chunks(table))
+    simt.filter_norms(*(t.numpy() for t in arrays), False)
+    assert torch.equal(norms, torch.zeros(3, dtype=torch.float64))
+    step = lanczos_step(torch.zeros(2, 0, dtype=dtype), torch.zeros(0, dtype=dtype), 0)
+    assert (float(step.coefficients), float(step.beta), bool(step.breakdown)) == (0, 0, True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nan_and_infinity_among_generated_directions(dtype: torch.dtype) -> None:
+    size, table = 11, torch.tensor([[0, 1, 2, 4], [8, 1, 1, 3]])
+    w, c = draw(size, dtype=dtype), draw(9, 2, dtype=dtype)
+    scales = draw(2, 3).double()
+    w[1], w[10], scales[1, 1], c[4, 0] = torch.nan, torch.inf, torch.inf, torch.nan
+    out = torch.zeros(9, size, dtype=dtype)
+    seeds = torch.tensor([3, 4])
+    arrays = (out, w, seeds, scales, device_table(table), c)
+    simt.perturb_random(*(t.numpy() for t in arrays), False)
+    expected = _ops.perturb_random(w, seeds, scales, table, c)
+    torch.testing.assert_close(out, expected, rtol=0, atol=0, equal_nan=True)
+    assert out[:, 1].isnan().all()
+    assert out[4].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("size", "longest"), [(1, 2), (700, 9), (3001, 200), (9001, 5000)])
 def test_filter_norms_are_the_cpus_to_the_bit(size: int, longest: int, dtype: torch.dtype) -> None:
     """And so are directions that are scaled by them."""
@@ -182,6 +227,17 @@ def test_a_lanczos_step_reports_nan_and_infinity(value: float, scale: float) -> 
     assert step.breakdown
     assert not bool(torch.isfinite(step.coefficients).any())
     assert bool(basis[3].isnan().all())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_lanczos_step_orthogonalises_twice(dtype: torch.dtype) -> None:
+    """What is left of a product that lies almost in the span is orthogonal to it all the same."""
+    basis, rows = orthonormal(1500, 5, dtype), 5
+    inside = draw(rows, dtype=torch.float64) @ basis[:rows].double()
+    product = (1e4 * inside + draw(1500, dtype=torch.float64, seed=9) / 40).to(dtype)
+    assert not lanczos_step(basis, product, rows - 1).breakdown
+    overlap = basis[:rows].double() @ basis[rows].double()
+    assert overlap.abs().max() < 20 * torch.finfo(dtype).eps
 
 
 def test_a_lanczos_step_in_an_invariant_subspace() -> None:
