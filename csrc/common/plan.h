@@ -87,6 +87,7 @@ enum class StepKind : Int {
   linear_gradient,
   channel_gradient,
   loss_gradient,
+  winograd_gradient,
 };
 
 struct Step {
@@ -112,15 +113,20 @@ struct Convolution : Step {
   FusedPool pool;
 };
 
+// How a 3x3 convolution of stride 1 is cut into tiles of the Winograd domain.
+struct Tiles {
+  Int tile;  // outputs per tile and axis: 2 or 4
+  Int pad_h, pad_w, tiles_h, tiles_w;
+  Int at_once;
+  Int scratch, input_pitch, output_pitch;  // arena offset; floats per transformed tile
+};
+
 // 3x3, stride 1, in the Winograd domain. Weights [frequency][panel][k][panel width].
 struct Winograd : Step {
   Int in, out, weights;
   Epilogue epilogue;
-  Int tile;  // outputs per tile and axis: 2 or 4
-  Int pad_h, pad_w, tiles_h, tiles_w;
-  Int tiles_at_once;
-  Int scratch, input_pitch, output_pitch;  // arena offset; floats per frequency
-  Int pool;                                // 1: a 2x2 max-pool of stride 2 follows at once
+  Tiles tiles;
+  Int pool;  // 1: a 2x2 max-pool of stride 2 follows at once
 };
 
 // One input channel, at most eight output channels, stride 1. Weights [kernel position][channel].
@@ -243,6 +249,13 @@ struct ConvolutionGradient : Step {
   Pairs pairs;
   Int offset;
   Int kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+};
+
+// The same in the Winograd domain, still to be transformed back: [frequency][panel][k][width].
+struct WinogradGradient : Step {
+  Pairs pairs;
+  Int offset;
+  Tiles tiles;
 };
 
 // dw[input][output] += sum over samples. Order of Linear.weights.

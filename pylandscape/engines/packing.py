@@ -77,7 +77,19 @@ def winograd_filters(weight: Tensor, tile: int, pixel_pitch: int, lanes: int) ->
     """[frequency][panel][in][width] of G w G', formed in float64."""
     transform = torch.tensor(_WINOGRAD[tile], dtype=torch.float64)
     domain = (transform @ weight.double() @ transform.T).permute(2, 3, 0, 1)
-    return panels(padded(domain, pixel_pitch).flatten(0, 1), lanes)
+    return frequency_panels(domain.flatten(0, 1), pixel_pitch, lanes)
+
+
+def frequency_panels(domain: Tensor, pixel_pitch: int, lanes: int) -> Tensor:
+    """[frequency][panel][in][width] of filters [frequency, out, in] in the Winograd domain."""
+    return panels(padded(domain, pixel_pitch), lanes)
+
+
+def from_winograd(domain: Tensor, tile: int) -> Tensor:
+    """The adjoint of Winograd's transform: G' u G [out, in, 3, 3] of u [frequency, out, in]."""
+    transform = torch.tensor(_WINOGRAD[tile], dtype=domain.dtype)
+    taps = torch.kron(transform, transform).T @ domain.flatten(1)
+    return taps.T.reshape(*domain.shape[1:], 3, 3)
 
 
 def narrow_filters(weight: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from pylandscape.engines import packing, records
 from pylandscape.engines.layout import Slot, image_shape, round_up
 from pylandscape.engines.lowering import Lowering, State, paddings
 from pylandscape.engines.program import Node, NotCovered
-from pylandscape.engines.records import NONE, Activation, Epilogue, FusedPool
+from pylandscape.engines.records import NONE, Activation, Epilogue, FusedPool, Tiles
 
 WINOGRAD_BYTES = 384 << 10  # of transformed tiles at once
 WINOGRAD_TILES = 4096  # at once, at most
@@ -211,7 +211,7 @@ def winograd_tile(channels: int, pitch: int, height: int, width: int) -> int:
 
 
 def winograd_room(tile: int, in_pitch: int, out_pitch: int) -> tuple[int, int, int]:
-    """Floats of a transformed input tile and of a tile of products, and how many run at once."""
+    """Floats of a transformed tile of inputs and one of outputs, and how many run at once."""
     frequencies = (tile + 2) ** 2
     at_once = WINOGRAD_BYTES // (4 * frequencies * (in_pitch + out_pitch))
     # tiles must not be whole pages apart
@@ -259,8 +259,10 @@ def _winograd(
         reads,
         out,
         lambda: records.Winograd(
-            source, out, weights, epilogue, tile, top, left, tiles_h, tiles_w, at_once,
-            low.scratch_offset, in_pitch, out_pitch, pool,
+            source, out, weights, epilogue,
+            Tiles(tile, top, left, tiles_h, tiles_w, at_once, low.scratch_offset,
+                  in_pitch, out_pitch),
+            pool,
         ),
         f"conv 3x3 Winograd F({tile}x{tile})" + (" with max_pool 2x2" if pool else ""),
         scratch=lambda: at_once * (in_pitch + out_pitch) + lanes,

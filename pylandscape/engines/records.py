@@ -179,21 +179,26 @@ class Convolution(Step):
 
 
 @dataclass
+class Tiles:
+    tile: int
+    pad_h: int
+    pad_w: int
+    tiles_h: int
+    tiles_w: int
+    at_once: int
+    scratch: int
+    input_pitch: int
+    output_pitch: int
+
+
+@dataclass
 class Winograd(Step):
     kind, name = 2, "winograd"
     input: int
     out: int
     weights: int
     epilogue: Epilogue
-    tile: int
-    pad_h: int
-    pad_w: int
-    tiles_h: int
-    tiles_w: int
-    tiles_at_once: int
-    scratch: int
-    input_pitch: int
-    output_pitch: int
+    tiles: Tiles
     pool: int
 
 

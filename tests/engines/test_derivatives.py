@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import pylandscape as pl
 from pylandscape import _ops
+from pylandscape.engines import packing
 from pylandscape.engines.derivatives import engine as module
 from pylandscape.engines.derivatives.engine import NativeDerivatives
 from pylandscape.engines.program import NotCovered
@@ -125,6 +126,40 @@ def test_images(level: str, name: str, precision: str) -> None:
         data = (IMAGES[0][:, :, :12, :8].contiguous(), IMAGES[1])
     native, exact = pair(model, nn.CrossEntropyLoss(), data, precision)
     assert_agree(native, exact)
+
+
+@pytest.mark.parametrize(
+    ("size", "tile"), [((4, 4), 4), ((9, 6), 4), ((13, 11), 4), ((2, 2), 2), ((5, 2), 2)]
+)
+def test_filters_in_the_winograd_domain(level: str, size: tuple[int, int], tile: int) -> None:
+    """Whole and overhanging tiles, with and without padding; a first layer has one product."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(16, 33, 3, padding=1), nn.Tanh(), nn.Conv2d(33, 17, 3, padding=2), nn.Tanh(),
+        nn.Conv2d(17, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+    )  # fmt: skip
+    native, exact = pair(model, nn.CrossEntropyLoss(), (normal(37, 16, *size), labels(37, 5)))
+    assert f"conv gradient Winograd F({tile}x{tile})" in native._tape("hessian").steps
+    assert_agree(native, exact)
+
+
+def test_a_linear_that_reads_the_same_place_has_direct_sums() -> None:
+    """The cotangent that a Linear hands back has no room for zeros around it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(16, 16, 3), nn.Flatten(), nn.Linear(16 * 25, 4))
+    native, exact = pair(model, nn.CrossEntropyLoss(), (normal(37, 16, 7, 7), labels(37, 4)))
+    steps = native._tape("hessian").steps
+    assert "conv 3x3 Winograd F(4x4)" in steps
+    assert "conv gradient" in steps
+    assert_agree(native, exact)
+
+
+@pytest.mark.parametrize("tile", [2, 4])
+def test_from_winograd_is_the_adjoint(tile: int) -> None:
+    w, u = normal(7, 5, 3, 3), normal((tile + 2) ** 2, 7, 5, seed=1)
+    domain = packing.winograd_filters(w, tile, 5, 4).view(-1, 8, 5)  # one panel of 8 of 4 lanes
+    there = domain.view(len(u), 5, 8)[..., :7].mT
+    torch.testing.assert_close((there * u).sum(), (w * packing.from_winograd(u, tile)).sum())
 
 
 TWICE = [make for make in ACTIVATIONS if not isinstance(make(), nn.Hardsigmoid)]
@@ -320,6 +355,27 @@ def test_a_detached_branch_is_left_to_torch() -> None:
         natively(objective)
     by_torch = pl.Objective(model, nn.CrossEntropyLoss(), data, engine="torch")
     assert torch.equal(objective.gradient(), by_torch.gradient())
+
+
+@pytest.mark.parametrize(("wrong", "accepted"), [({3}, True), ({0, 1, 2, 3}, False)])
+def test_a_sample_on_the_other_side_of_a_kink_is_no_wrong_plan(
+    monkeypatch: pytest.MonkeyPatch, wrong: set[int], accepted: bool
+) -> None:
+    native = small().native
+    first = native._inputs[: max(wrong) + 1].clone()
+    derivatives_of = native.reference.derivatives_of
+
+    def other_at_some(batch: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        gradient, product = derivatives_of(batch, *arguments)
+        kinked = any(torch.equal(x, first[i]) for x in batch[0] for i in wrong)
+        return gradient, product + float(kinked)
+
+    monkeypatch.setattr(native.reference, "derivatives_of", other_at_some)
+    if accepted:
+        NativeDerivatives(native)
+        return
+    with pytest.raises(NotCovered, match="the native hessian is not that of torch"):
+        NativeDerivatives(native)
 
 
 def test_layers_without_derivatives_are_named() -> None:

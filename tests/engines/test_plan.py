@@ -94,8 +94,9 @@ def reads(step: Any, plan: Plan) -> list[tuple[int, Box]]:
         return [(side, interior(plan.slots[side])) for side in (step.left, step.right)]
     box = interior(plan.slots[step.input])
     if isinstance(step, records.Winograd):
-        rows, columns = step.tiles_h * step.tile + 2, step.tiles_w * step.tile + 2
-        box = Box(-step.pad_h, rows - step.pad_h, -step.pad_w, columns - step.pad_w)
+        t = step.tiles
+        rows, columns = t.tiles_h * t.tile + 2, t.tiles_w * t.tile + 2
+        box = Box(-t.pad_h, rows - t.pad_h, -t.pad_w, columns - t.pad_w)
     elif hasattr(step, "kernel_h") and not isinstance(step, (records.MaxPool, records.AveragePool)):
         box = _windows(step, plan.slots[step.out])
     found = [(step.input, box)]

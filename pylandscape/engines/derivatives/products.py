@@ -7,12 +7,17 @@ import torch
 from torch import Tensor
 
 from pylandscape.engines import packing, products, records
-from pylandscape.engines.derivatives.records import ConvolutionGradient, LinearGradient, Pairs
+from pylandscape.engines.derivatives.records import (
+    ConvolutionGradient,
+    LinearGradient,
+    Pairs,
+    WinogradGradient,
+)
 from pylandscape.engines.derivatives.tape import DIRECTION, Tape
 from pylandscape.engines.layout import Slot, round_up
 from pylandscape.engines.lowering import Draft, State, paddings
 from pylandscape.engines.program import Node, NotCovered
-from pylandscape.engines.records import NONE, Epilogue
+from pylandscape.engines.records import NONE, Epilogue, Tiles
 
 
 @dataclass
@@ -95,9 +100,7 @@ def convolve(
     """A convolution with the filters of the point or of the direction."""
     slot, result = tape.slots[source], tape.slots[out]
     (kh, kw), (sh, sw), (dh, dw), (top, left) = w.kernel, w.stride, w.dilation, w.pads
-    covered_h, covered_w = result.height, result.width
-    if w.tile:
-        covered_h, covered_w = (round_up(n, w.tile) for n in (covered_h, covered_w))
+    covered_h, covered_w = covered(w, result)
     bottom = (covered_h - 1) * sh + (kh - 1) * dh + 1 - top - slot.height
     right = (covered_w - 1) * sw + (kw - 1) * dw + 1 - left - slot.width
     slot.need_halo(top, max(0, bottom), left, max(0, right))
@@ -110,8 +113,10 @@ def convolve(
         at = tape.weights_at(w.offset, along)
         if w.tile:
             return records.Winograd(
-                source, out, at, epilogue, w.tile, top, left, covered_h // w.tile,
-                covered_w // w.tile, at_once, tape.scratch_offset, in_pitch, out_pitch, 0,
+                source, out, at, epilogue,
+                Tiles(w.tile, top, left, covered_h // w.tile, covered_w // w.tile, at_once,
+                      tape.scratch_offset, in_pitch, out_pitch),
+                pool=0,
             )  # fmt: skip
         return records.Convolution(
             source, out, at, epilogue, kh, kw, sh, sw, top, left, dh, dw, 1,
@@ -122,6 +127,12 @@ def convolve(
     label = f"conv {kh}x{kw}" + (f" Winograd F({w.tile}x{w.tile})" if w.tile else "")
     label += " of the direction" if along else ""
     tape.emit(steps, [*reads], out, make, label, scratch=lambda: scratch)
+
+
+def covered(w: Weights, out: Slot) -> tuple[int, int]:
+    """Height and width of the outputs that a kernel makes: those of an image, in whole tiles."""
+    tile = w.tile or 1
+    return round_up(out.height, tile), round_up(out.width, tile)
 
 
 def conv_tangent(
@@ -197,6 +208,9 @@ def dilated(tape: Tape, steps: list[Draft], source: int, stride: tuple[int, int]
 
 
 def conv_gradient(tape: Tape, name: str, w: Weights, pairs: Pairs) -> None:
+    if w.tile and not {pairs.right, pairs.second_right} & set(tape.flat_reads):
+        winograd_gradient(tape, name, w, pairs)
+        return
     slot = tape.slots[pairs.left]
     pitch, lanes, shape = slot.pixel_pitch, tape.lanes, tape.shapes[name]
 
@@ -212,6 +226,37 @@ def conv_gradient(tape: Tape, name: str, w: Weights, pairs: Pairs) -> None:
         lambda: ConvolutionGradient(pairs, offset, *w.kernel, *w.stride, *w.pads, *w.dilation),
         "conv gradient",
     )
+
+
+def winograd_gradient(tape: Tape, name: str, w: Weights, pairs: Pairs) -> None:
+    """The same, summed in the Winograd domain; cotangents are zeros where a tile overhangs."""
+    pitch, lanes, tile = tape.slots[pairs.left].pixel_pitch, tape.lanes, w.tile
+    out = tape.slots[pairs.right]
+    height, width = covered(w, out)
+    for index in {pairs.right, pairs.second_right} - {NONE}:
+        tape.slots[index].need_halo(0, height - out.height, 0, width - out.width)
+    frequencies = (tile + 2) ** 2
+    size = frequencies * round_up(w.outputs, lanes) * pitch
+    movement = packing.Movement(
+        lambda domain: packing.frequency_panels(domain, pitch, lanes),
+        (frequencies, w.outputs, w.inputs),
+    )
+    offset = tape.add_part(
+        size, lambda flat, _: {name: packing.from_winograd(movement.undo(flat), tile)}
+    )
+    count = 1 if pairs.second_left == NONE else 2
+    in_pitch, out_pitch, room = products.winograd_room(tile, pitch, out.pixel_pitch)
+    at_once = max(8, room // count)
+    tape.sum_products(
+        pairs,
+        lambda: WinogradGradient(
+            pairs, offset,
+            Tiles(tile, *w.pads, height // tile, width // tile, at_once, tape.scratch_offset,
+                  in_pitch, out_pitch),
+        ),
+        f"conv gradient Winograd F({tile}x{tile})",
+        scratch=lambda: count * at_once * (in_pitch + out_pitch) + lanes,
+    )  # fmt: skip
 
 
 def linear(tape: Tape, node: Node) -> None:

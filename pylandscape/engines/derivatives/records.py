@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pylandscape.engines.records import NONE, AdaptivePool, Pool, Step
+from pylandscape.engines.records import NONE, AdaptivePool, Pool, Step, Tiles
 
 
 @dataclass
@@ -96,3 +96,11 @@ class LossGradient(Step):
     smoothing: int
     ignore_index: int
     fisher: int
+
+
+@dataclass
+class WinogradGradient(Step):
+    kind, name = 26, "conv gradient Winograd"
+    pairs: Pairs
+    offset: int
+    tiles: Tiles

@@ -210,10 +210,12 @@ class Tape(Lowering):
         return offset
 
     def sum_products(
-        self, pairs: Pairs, make: Callable[[], records.Step], label: str, vectors: bool = False
-    ) -> None:
+        self, pairs: Pairs, make: Callable[[], records.Step], label: str,
+        scratch: Callable[[], int] = lambda: 0, vectors: bool = False,
+    ) -> None:  # fmt: skip
         touched = (pairs.left, pairs.right, pairs.second_left, pairs.second_right)
-        self.emit(self.along, [i for i in touched if i != NONE], None, make, label, vectors=vectors)
+        reads: list[int | None] = [i for i in touched if i != NONE]
+        self.emit(self.along, reads, None, make, label, scratch, vectors)
 
     def bias_part(self, node: Node, g: int | None, h: int | None) -> None:
         name = node.tensors.get("bias")
