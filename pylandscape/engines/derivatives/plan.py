@@ -18,7 +18,8 @@ from pylandscape.engines.simple_layers import LossSpec
 
 KINDS = ("gradient", "hessian", "ggn", "fisher")
 BLOCK, MIN_BLOCK = 32, 4  # samples, powers of two
-KEPT_OF_BLOCK = 8 << 20  # bytes: what is kept of a block should stay in the caches
+# Bytes: what is kept of a block leaves the near caches, but larger blocks read the weights less often
+KEPT_OF_BLOCK = 32 << 20
 
 
 @dataclass
