@@ -18,7 +18,7 @@ from pylandscape.engines.simple_layers import LossSpec
 
 KINDS = ("gradient", "hessian", "ggn", "fisher")
 BLOCK, MIN_BLOCK = 32, 4  # samples, powers of two
-# Bytes: what is kept of a block leaves the near caches, but larger blocks read the weights less often
+# Bytes. What is kept of a block then leaves the near caches, but weights are read less often.
 KEPT_OF_BLOCK = 32 << 20
 
 
