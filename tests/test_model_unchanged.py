@@ -17,11 +17,6 @@ import pylandscape as pl
 
 N = 12
 X, Y = normal(N, 4), labels(N, 3)
-WEIGHTS = torch.tensor([0.2, 1.0, 2.5], dtype=torch.float64)
-
-
-def sample_losses(model: nn.Module) -> Tensor:
-    return F.cross_entropy(model(X), Y, reduction="none").detach()
 
 
 def remembered(model: nn.Module) -> dict[str, Any]:
