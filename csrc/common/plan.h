@@ -80,6 +80,7 @@ enum class StepKind : Int {
   tile_linear,
   slope,
   combine,
+  max_pool_choice,
   max_pool_gradient,
   average_pool_gradient,
   adaptive_pool_gradient,
@@ -121,12 +122,14 @@ struct Tiles {
   Int scratch, input_pitch, output_pitch;  // arena offset; floats per transformed tile
 };
 
-// 3x3, stride 1, in the Winograd domain. Weights [frequency][panel][k][panel width].
+// 3x3, stride 1, in the Winograd domain. Weights [frequency][panel][k][panel width]. A second input
+// with weights of its own, where there is one, adds its products.
 struct Winograd : Step {
   Int in, out, weights;
   Epilogue epilogue;
   Tiles tiles;
   Int pool;  // 1: a 2x2 max-pool of stride 2 follows at once
+  Int second_in, second_weights;
 };
 
 // One input channel, at most eight output channels, stride 1. Weights [kernel position][channel].
@@ -229,10 +232,16 @@ struct Combine : Step {
   Int left, right, out, left_scale, right_scale, shift;
 };
 
-// spread = 0: out = the source at the place of each window's maximum of `in`; 1: the source of a
-// window goes there. rectified = 1: `in` is what a relu returned, and nothing passes where it is 0.
+// out = the place in its window of each window's maximum of `in`, counted by rows, as a float.
+// rectified = 1: `in` is what a relu returned; -1 where the maximum is 0, so that nothing passes.
+struct MaxPoolChoice : Pool {
+  Int rectified;
+};
+
+// `in` is the choice of a max_pool. spread = 0: out = the source at the place chosen of each
+// window; 1: the source of a window goes there.
 struct MaxPoolGradient : Pool {
-  Int source, spread, rectified;
+  Int source, spread;
 };
 
 // `in` of a window goes to all of its pixels in `out`, in the shares of the mean.

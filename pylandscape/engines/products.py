@@ -210,10 +210,12 @@ def winograd_tile(channels: int, pitch: int, height: int, width: int) -> int:
     return best if cost(best) < 9 * height * width * channels else 0
 
 
-def winograd_room(tile: int, in_pitch: int, out_pitch: int) -> tuple[int, int, int]:
+def winograd_room(
+    tile: int, in_pitch: int, out_pitch: int, inputs: int = 1
+) -> tuple[int, int, int]:
     """Floats of a transformed tile of inputs and one of outputs, and how many run at once."""
     frequencies = (tile + 2) ** 2
-    at_once = WINOGRAD_BYTES // (4 * frequencies * (in_pitch + out_pitch))
+    at_once = WINOGRAD_BYTES // (4 * frequencies * (inputs * in_pitch + out_pitch))
     # tiles must not be whole pages apart
     return (
         frequencies * in_pitch + 16,

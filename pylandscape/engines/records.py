@@ -200,6 +200,8 @@ class Winograd(Step):
     epilogue: Epilogue
     tiles: Tiles
     pool: int
+    second_input: int = NONE
+    second_weights: int = NONE
 
 
 @dataclass

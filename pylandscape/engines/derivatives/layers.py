@@ -12,6 +12,7 @@ from pylandscape.engines.derivatives.records import (
     AveragePoolGradient,
     ChannelGradient,
     LossGradient,
+    MaxPoolChoice,
     MaxPoolGradient,
     Pairs,
 )
@@ -187,13 +188,14 @@ def pool(tape: Tape, node: Node) -> None:
     x_value = node.inputs[0]
     x = tape.slot(x_value, "first")
     out = tape.add_slot(node.output, "first")
-    forward, back_through = pool_steps(tape, node, x)
+    choice = tape.like(out)  # of a max_pool, which is all that its derivatives need of x
+    forward, back_through = pool_steps(tape, node, x, choice)
     tape.emit(tape.point, [x], out, forward(x, out), node.op)
     tangent = tape.tangents.get(x_value)
     if tape.has_tangents and tangent is not None:
         sums = tape.like(out)
         if node.op == "max_pool":
-            tape.emit(tape.along, [x, tangent], sums, back_through(tangent, sums, 0), node.op)
+            tape.emit(tape.along, [choice, tangent], sums, back_through(tangent, sums, 0), node.op)
         else:
             tape.emit(tape.along, [tangent], sums, forward(tangent, sums), node.op)
         tape.tangents[node.output] = sums
@@ -206,7 +208,7 @@ def pool(tape: Tape, node: Node) -> None:
             given = table.get(node.output)
             if given is not None:
                 target = tape.like(x)
-                reads = [x, given] if node.op == "max_pool" else [given]
+                reads = [choice, given] if node.op == "max_pool" else [given]
                 make = back_through(given, target, 1)
                 tape.emit(steps, [*reads], target, make, f"{node.op} gradient")
                 tape.give(table, steps, x_value, target)
@@ -215,7 +217,7 @@ def pool(tape: Tape, node: Node) -> None:
 
 
 def pool_steps(
-    tape: Tape, node: Node, x: int
+    tape: Tape, node: Node, x: int, choice: int
 ) -> tuple[
     Callable[[int, int], Callable[[], records.Step]],
     Callable[[int, int, int], Callable[[], records.Step]],
@@ -235,12 +237,12 @@ def pool_steps(
     if node.op == "max_pool":
         fields["dilation_h"], fields["dilation_w"] = node.attrs["dilation"]
         rectified = int(node.inputs[0] in tape.rectified_by_pool)
+        tape.emit(tape.point, [x], choice, lambda: MaxPoolChoice(x, choice, **fields,
+                  rectified=rectified), "max_pool choice")  # fmt: skip
         return (
             lambda a, b: lambda: records.MaxPool(a, b, **fields),
             lambda a, b, spread: (
-                lambda: MaxPoolGradient(
-                    x, b, **fields, source=a, spread=spread, rectified=rectified
-                )
+                lambda: MaxPoolGradient(choice, b, **fields, source=a, spread=spread)
             ),
         )
     fields["count_padding"] = int(node.attrs["count_include_pad"])

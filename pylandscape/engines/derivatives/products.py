@@ -1,7 +1,7 @@
 """Derivatives of convolutions and linear layers."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -95,18 +95,28 @@ def conv_weights(
 
 def convolve(
     tape: Tape, steps: list[Draft], w: Weights, source: int, out: int, epilogue: Epilogue,
-    along: bool = False,
+    along: bool = False, second: int | None = None,
 ) -> None:  # fmt: skip
-    """A convolution with the filters of the point or of the direction."""
+    """A convolution with the filters of the point or of the direction.
+
+    Given a `second` input, that of it with the filters of the direction is added.
+    """
+    if second is not None and not w.tile:
+        convolve(tape, steps, w, source, out, Epilogue())
+        residual = replace(epilogue, residual=out)
+        convolve(tape, steps, w, second, out, residual, along=True)
+        return
+    sources = [source] if second is None else [source, second]
     slot, result = tape.slots[source], tape.slots[out]
     (kh, kw), (sh, sw), (dh, dw), (top, left) = w.kernel, w.stride, w.dilation, w.pads
     covered_h, covered_w = covered(w, result)
     bottom = (covered_h - 1) * sh + (kh - 1) * dh + 1 - top - slot.height
     right = (covered_w - 1) * sw + (kw - 1) * dw + 1 - left - slot.width
-    slot.need_halo(top, max(0, bottom), left, max(0, right))
-    reads = [source, *([epilogue.residual] if epilogue.residual != NONE else [])]
+    for index in sources:
+        tape.slots[index].need_halo(top, max(0, bottom), left, max(0, right))
+    reads = [*sources, *([epilogue.residual] if epilogue.residual != NONE else [])]
     in_pitch, out_pitch, at_once = products.winograd_room(
-        w.tile, slot.pixel_pitch, result.pixel_pitch
+        w.tile, slot.pixel_pitch, result.pixel_pitch, len(sources)
     )
 
     def make() -> records.Step:
@@ -116,14 +126,14 @@ def convolve(
                 source, out, at, epilogue,
                 Tiles(w.tile, top, left, covered_h // w.tile, covered_w // w.tile, at_once,
                       tape.scratch_offset, in_pitch, out_pitch),
-                pool=0,
+                0, *(() if second is None else (second, tape.weights_at(w.offset, along=True))),
             )  # fmt: skip
         return records.Convolution(
             source, out, at, epilogue, kh, kw, sh, sw, top, left, dh, dw, 1,
             slot.pixel_pitch, w.outputs, w.by_row, 0,
         )  # fmt: skip
 
-    scratch = at_once * (in_pitch + out_pitch) + tape.lanes if w.tile else 0
+    scratch = at_once * (len(sources) * in_pitch + out_pitch) + tape.lanes if w.tile else 0
     label = f"conv {kh}x{kw}" + (f" Winograd F({w.tile}x{w.tile})" if w.tile else "")
     label += " of the direction" if along else ""
     tape.emit(steps, [*reads], out, make, label, scratch=lambda: scratch)
@@ -140,14 +150,14 @@ def conv_tangent(
     activation: int, bias: int,
 ) -> None:  # fmt: skip
     sums = tape.like(out)
-    if tangent is not None:
+    epilogue = Epilogue(shift=NONE if bias == NONE else bias + DIRECTION)
+    if not tape.is_trained(node):
+        assert tangent is not None
         convolve(tape, tape.along, w, tangent, sums, Epilogue())
-    if tape.is_trained(node):
-        epilogue = Epilogue(
-            shift=NONE if bias == NONE else bias + DIRECTION,
-            residual=NONE if tangent is None else sums,
-        )
+    elif tangent is None:
         convolve(tape, tape.along, w, x, sums, epilogue, along=True)
+    else:
+        convolve(tape, tape.along, w, tangent, sums, epilogue, second=x)
     tape.set_tangent(value, out, sums, activation)
 
 
@@ -177,15 +187,15 @@ def conv_back(
         tape.give(tape.cotangents, tape.point, x_value, target)
     if not tape.has_tangents:
         return
-    sums, residual = tape.like(x), NONE
+    crossed = g if tape.kind == "hessian" and name in tape.trainable else None
+    if h is None and crossed is None:
+        return
+    sums = tape.like(x)
     if h is not None:
-        convolve(tape, tape.along, turned, h, sums, Epilogue())
-        residual = sums
-    if g is not None and tape.kind == "hessian" and name in tape.trainable:
-        convolve(tape, tape.along, turned, g, sums, Epilogue(residual=residual), along=True)
-        residual = sums
-    if residual != NONE:
-        tape.give(tape.cotangent_tangents, tape.along, x_value, sums)
+        convolve(tape, tape.along, turned, h, sums, Epilogue(), second=crossed)
+    elif crossed is not None:
+        convolve(tape, tape.along, turned, crossed, sums, Epilogue(), along=True)
+    tape.give(tape.cotangent_tangents, tape.along, x_value, sums)
 
 
 def dilated(tape: Tape, steps: list[Draft], source: int, stride: tuple[int, int]) -> int:

@@ -29,21 +29,26 @@ class Combine(Step):
 
 
 @dataclass
-class MaxPoolGradient(Pool):
-    kind, name = 19, "max_pool gradient"
-    source: int = NONE
-    spread: int = 0
+class MaxPoolChoice(Pool):
+    kind, name = 19, "max_pool choice"
     rectified: int = 0
 
 
 @dataclass
+class MaxPoolGradient(Pool):
+    kind, name = 20, "max_pool gradient"
+    source: int = NONE
+    spread: int = 0
+
+
+@dataclass
 class AveragePoolGradient(Pool):
-    kind, name = 20, "avg_pool gradient"
+    kind, name = 21, "avg_pool gradient"
 
 
 @dataclass
 class AdaptivePoolGradient(AdaptivePool):
-    kind, name = 21, "adaptive_avg_pool gradient"
+    kind, name = 22, "adaptive_avg_pool gradient"
 
 
 @dataclass
@@ -56,7 +61,7 @@ class Pairs:
 
 @dataclass
 class ConvolutionGradient(Step):
-    kind, name = 22, "conv gradient"
+    kind, name = 23, "conv gradient"
     pairs: Pairs
     offset: int
     kernel_h: int
@@ -71,7 +76,7 @@ class ConvolutionGradient(Step):
 
 @dataclass
 class LinearGradient(Step):
-    kind, name = 23, "linear gradient"
+    kind, name = 24, "linear gradient"
     pairs: Pairs
     offset: int
     depth: int
@@ -79,14 +84,14 @@ class LinearGradient(Step):
 
 @dataclass
 class ChannelGradient(Step):
-    kind, name = 24, "channel gradient"
+    kind, name = 25, "channel gradient"
     pairs: Pairs
     offset: int
 
 
 @dataclass
 class LossGradient(Step):
-    kind, name = 25, "loss gradient"
+    kind, name = 26, "loss gradient"
     input: int
     tangent: int
     out: int
@@ -100,7 +105,7 @@ class LossGradient(Step):
 
 @dataclass
 class WinogradGradient(Step):
-    kind, name = 26, "conv gradient Winograd"
+    kind, name = 27, "conv gradient Winograd"
     pairs: Pairs
     offset: int
     tiles: Tiles
