@@ -89,6 +89,7 @@ enum class StepKind : Int {
   channel_gradient,
   loss_gradient,
   winograd_gradient,
+  norm_slope,
 };
 
 struct Step {
@@ -227,9 +228,16 @@ struct Slope : Step {
   Int constants;
 };
 
-// out = left_scale[c] * left [+ right_scale[c] * right] [+ shift[c]]; scales that are none are 1.
+// out = [left_scale[c] * left] [+ right_scale[c] * right] [+ shift[c]]; scales that are none are 1.
+// Those of the next pixel are `pitch` further on: 0 where all pixels have the same.
 struct Combine : Step {
-  Int left, right, out, left_scale, right_scale, shift;
+  Int left, right, out, left_scale, right_scale, shift, pitch;
+};
+
+// out = d source [+ the derivative of d along `tangent`, times `cotangent`], d the derivative of
+// normalising `in` without weights: over the channels of each pixel, or of a group of all pixels.
+struct NormSlope : Step {
+  Int in, source, tangent, cotangent, out, groups, by_pixel, constants, scratch;
 };
 
 // out = the place in its window of each window's maximum of `in`, counted by rows, as a float.
@@ -273,10 +281,11 @@ struct LinearGradient : Step {
   Int offset, depth;
 };
 
-// Per channel: sums over all pixels of left * right, or of left where right is none.
+// Per channel: sums over all pixels of left * right, or of left where right is none. With a pitch
+// per element: the sums of the next pixel are `pitch` further on.
 struct ChannelGradient : Step {
   Pairs pairs;
-  Int offset;
+  Int offset, pitch;
 };
 
 // What the loss hands back. Without a tangent: its gradient in the outputs. With one: its Hessian

@@ -1,93 +1,23 @@
-"""Derivatives of all layers that have no products: norms, functions, sums, pooling, movement."""
+"""Derivatives of layers without parameters: functions, sums, pooling, movement, the loss."""
 
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from pylandscape.engines import records
 from pylandscape.engines import simple_layers as simple
 from pylandscape.engines.derivatives.records import (
     AdaptivePoolGradient,
     AveragePoolGradient,
-    ChannelGradient,
     LossGradient,
     MaxPoolChoice,
     MaxPoolGradient,
-    Pairs,
 )
 from pylandscape.engines.derivatives.tape import Tape
-from pylandscape.engines.lowering import Draft, State, paddings
+from pylandscape.engines.lowering import Draft, paddings
 from pylandscape.engines.program import Node, NotCovered
 from pylandscape.engines.records import NONE, Activation, BinaryKind, Epilogue
 from pylandscape.engines.simple_layers import LossSpec
-
-
-def batch_norm(tape: Tape, node: Node) -> None:
-    x_value = node.inputs[0]
-    x = tape.slot(x_value, "first")
-    scale, shift = tape.fold(node, NONE)
-    value, activation = tape.rectify(node.output)
-    out = tape.add_slot(value, "first")
-    tape.emit(
-        tape.point,
-        [x],
-        out,
-        lambda: records.Pointwise(x, out, Epilogue(scale, shift, activation=activation)),
-        "batch_norm",
-    )
-    tangent, trained = tape.tangents.get(x_value), tape.is_trained(node)
-    if tape.has_tangents and (tangent is not None or trained):
-        sums = tape.like(out)
-        if not trained:
-            assert tangent is not None
-            tape.combine(tape.along, tangent, None, sums, (scale, False))
-        else:
-            tape.combine(tape.along, x, tangent, sums, (scale, True), (scale, False), (shift, True))
-        tape.set_tangent(value, out, sums, activation)
-
-    def back() -> None:
-        g, h = tape.handed_back(value, out, activation)
-        batch_norm_gradient(tape, node, x, tangent, g, h)
-        if not tape.needs_cotangent(x_value):
-            return
-        if g is not None and tape.has_cotangents:
-            target = tape.like(x)
-            tape.combine(tape.point, g, None, target, (scale, False))
-            tape.give(tape.cotangents, tape.point, x_value, target)
-        crossed = g if tape.kind == "hessian" and trained else None
-        if h is not None:
-            sums = tape.like(x)
-            tape.combine(tape.along, h, crossed, sums, (scale, False), (scale, True))
-            tape.give(tape.cotangent_tangents, tape.along, x_value, sums)
-
-    tape.backward.append(back)
-
-
-def batch_norm_gradient(
-    tape: Tape, node: Node, x: int, tangent: int | None, g: int | None, h: int | None
-) -> None:
-    """d gamma = sum (x - mean) / sqrt(var + eps) g, d beta = sum g."""
-    if not tape.is_trained(node):
-        return
-    gamma, beta = node.tensors.get("weight"), node.tensors.get("bias")
-    mean, var, eps = node.tensors["mean"], node.tensors["var"], node.attrs["eps"]
-    pairs, source = tape.pairs(x, tangent, g, h), g if tape.kind == "gradient" else h
-    if pairs is None or source is None:
-        return
-    channels, room = tape.shapes[mean][0], tape.slots[source].pixel_pitch
-
-    def unpack(flat: Tensor, state: State) -> dict[str, Tensor]:
-        sums, products_ = flat[:channels], flat[room : room + channels]
-        inverse = (state[var].double() + eps).rsqrt()
-        found = {gamma: inverse * (products_ - state[mean].double() * sums), beta: sums}
-        return {name: value for name, value in found.items()
-                if name is not None and name in tape.trainable}  # fmt: skip
-
-    offset = tape.add_part(2 * room, unpack)
-    plain = Pairs(source, NONE)
-    tape.sum_products(plain, lambda: ChannelGradient(plain, offset), "shift gradient")
-    tape.sum_products(pairs, lambda: ChannelGradient(pairs, offset + room), "scale gradient")
 
 
 def activate(tape: Tape, node: Node) -> None:

@@ -26,6 +26,7 @@ class Combine(Step):
     left_scale: int = NONE
     right_scale: int = NONE
     shift: int = NONE
+    pitch: int = 0
 
 
 @dataclass
@@ -87,6 +88,7 @@ class ChannelGradient(Step):
     kind, name = 25, "channel gradient"
     pairs: Pairs
     offset: int
+    pitch: int = 0
 
 
 @dataclass
@@ -109,3 +111,17 @@ class WinogradGradient(Step):
     pairs: Pairs
     offset: int
     tiles: Tiles
+
+
+@dataclass
+class NormSlope(Step):
+    kind, name = 28, "norm slope"
+    input: int
+    source: int
+    tangent: int
+    cotangent: int
+    out: int
+    groups: int
+    by_pixel: int
+    constants: int
+    scratch: int

@@ -134,12 +134,13 @@ class Tape(Lowering):
     def combine(
         self,
         steps: list[Draft],
-        left: int,
+        left: int | None,
         right: int | None,
         out: int,
         left_scale: tuple[int, bool] = (NONE, False),
         right_scale: tuple[int, bool] = (NONE, False),
         shift: tuple[int, bool] = (NONE, False),
+        pitch: int = 0,
     ) -> None:
         """Scales and shift: (offset, whether of the direction)."""
         self.emit(
@@ -147,9 +148,9 @@ class Tape(Lowering):
             [left, right],
             out,
             lambda: Combine(
-                left, NONE if right is None else right, out,
+                NONE if left is None else left, NONE if right is None else right, out,
                 self.weights_at(*left_scale), self.weights_at(*right_scale),
-                self.weights_at(*shift),
+                self.weights_at(*shift), pitch,
             ),
             "combine",
         )  # fmt: skip

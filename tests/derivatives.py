@@ -1,0 +1,56 @@
+"""Native derivatives beside those of the torch engine in float64."""
+
+import copy
+from typing import Any
+
+import torch
+from models import normal
+from torch import Tensor, nn
+
+import pylandscape as pl
+from pylandscape.engines.derivatives.engine import NativeDerivatives
+
+KINDS = ("hessian", "ggn", "fisher")
+
+
+def natively(objective: pl.Objective) -> NativeDerivatives:
+    return objective.native_derivatives
+
+
+def pair(
+    model: nn.Module, loss: Any, data: tuple[Tensor, Tensor], precision: str = "fast"
+) -> tuple[NativeDerivatives, pl.Objective]:
+    """Native derivatives in float32 and the torch engine in float64."""
+    exact = copy.deepcopy(model).double().eval()
+    inputs, targets = data
+    as_float = targets.float() if targets.is_floating_point() else targets
+    mine = pl.Objective(
+        model.float().eval(), loss, (inputs.float(), as_float), engine="native", precision=precision
+    )
+    other_loss = copy.deepcopy(loss).double()
+    other = pl.Objective(exact, other_loss, (inputs.double(), targets), engine="torch")
+    return natively(mine), other
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    scale = torch.linalg.vector_norm(expected)
+    return float(torch.linalg.vector_norm(found.double() - expected) / (scale + 1e-12))
+
+
+def assert_agree(
+    native: NativeDerivatives, exact: pl.Objective, columns: int = 2, bound: float = 2e-5
+) -> None:
+    point = exact.center.float()
+    loss, gradient = native.loss_and_gradient(point)
+    expected_loss, expected = exact.loss_and_gradient(point.double())
+    assert abs(float(loss) - expected_loss) < 1e-5 * abs(expected_loss) + 1e-6
+    assert relative(gradient, expected) < bound
+    vectors = normal(exact.space.size, columns, seed=3)
+    for kind in KINDS:
+        name = f"{kind}_vector_product"
+        found = getattr(native, name)(point, vectors.float())
+        right = getattr(exact, name)(vectors, at=point.double())
+        # the product may be small beside the terms that cancel in it
+        floor = 1e-6 * float(torch.linalg.vector_norm(vectors))
+        difference = float(torch.linalg.vector_norm(found.double() - right))
+        assert difference < bound * float(torch.linalg.vector_norm(right)) + floor, kind
