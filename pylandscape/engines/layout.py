@@ -54,8 +54,12 @@ class Slot:
         return pitch + (_SHIFT_FLOATS if pitch % _PAGE_FLOATS == 0 else 0)
 
     @property
+    def pixels(self) -> int:
+        return self.height * self.width
+
+    @property
     def is_flat(self) -> bool:
-        return self.height == self.width == 1
+        return self.pixels == 1
 
     def need_halo(self, top: int, bottom: int, left: int, right: int) -> None:
         """A consumer reads so many pixels beyond each border."""

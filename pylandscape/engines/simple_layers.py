@@ -66,7 +66,7 @@ def _pointwise(
 
 
 def lower_binary(low: Lowering, node: Node) -> None:
-    order = _broadcast_order(low, node)
+    order = broadcast_order(low, node)
     left, right = (low.slot(v, order) for v in node.inputs)
     value, epilogue = node.output, Epilogue()
     follower = low.sole_consumer(value)
@@ -83,7 +83,7 @@ def lower_binary(low: Lowering, node: Node) -> None:
     )
 
 
-def _broadcast_order(low: Lowering, node: Node) -> str:
+def broadcast_order(low: Lowering, node: Node) -> str:
     """An order in which each operand has the shape of the result, or one pixel for all of it."""
     for order in (low.elementwise_order(node), "first", "last"):
         shape = image_shape(low.program.values[node.output].shape, order)

@@ -1,11 +1,13 @@
-"""Derivatives of layers without parameters: functions, sums, pooling, movement, the loss."""
+"""Derivatives of layers without parameters: functions, sums, pooling, the loss."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
 from pylandscape.engines import records
 from pylandscape.engines import simple_layers as simple
+from pylandscape.engines.derivatives.movement import flattened
 from pylandscape.engines.derivatives.records import (
     AdaptivePoolGradient,
     AveragePoolGradient,
@@ -16,7 +18,7 @@ from pylandscape.engines.derivatives.records import (
 from pylandscape.engines.derivatives.tape import Tape
 from pylandscape.engines.lowering import Draft, paddings
 from pylandscape.engines.program import Node, NotCovered
-from pylandscape.engines.records import NONE, Activation, BinaryKind, Epilogue
+from pylandscape.engines.records import NONE, Activation, BinaryKind, Epilogue, LossKind
 from pylandscape.engines.simple_layers import LossSpec
 
 
@@ -48,10 +50,7 @@ def activate(tape: Tape, node: Node) -> None:
 
 
 def binary(tape: Tape, node: Node) -> None:
-    order = tape.elementwise_order(node)
-    shapes = {tape.program.values[v].shape for v in (*node.inputs, node.output)}
-    if len(shapes) > 1:
-        raise NotCovered("broadcasts, which has no native derivatives", node.op, node.source)
+    order = simple.broadcast_order(tape, node)
     left, right = (tape.slot(v, order) for v in node.inputs)
     out = tape.add_slot(node.output, order)
     kind = BinaryKind[node.op.upper()]
@@ -62,25 +61,25 @@ def binary(tape: Tape, node: Node) -> None:
         for mine, other, sign in ((0, right, 1), (1, left, -1)):
             found = tangents[mine]
             if found is not None:
-                term = through(tape, tape.along, kind, found, other, sign)
+                term = through(tape, tape.along, kind, found, other, sign, out)
                 tape.give(total, tape.along, node.output, term)
         tape.tangents |= total
 
     def back() -> None:
         g, h = (t.get(node.output) for t in (tape.cotangents, tape.cotangent_tangents))
-        others = ((right, tangents[1], 1), (left, tangents[0], -1))
-        for value, (other, crossed, sign) in zip(node.inputs, others, strict=True):
+        others = ((left, right, tangents[1], 1), (right, left, tangents[0], -1))
+        for value, (mine, other, crossed, sign) in zip(node.inputs, others, strict=True):
             if not tape.needs_cotangent(value):
                 continue
             if g is not None and tape.has_cotangents:
-                slot = through(tape, tape.point, kind, g, other, sign)
+                slot = through(tape, tape.point, kind, g, other, sign, mine)
                 tape.give(tape.cotangents, tape.point, value, slot)
             if h is not None:
-                slot = through(tape, tape.along, kind, h, other, sign)
+                slot = through(tape, tape.along, kind, h, other, sign, mine)
                 tape.give(tape.cotangent_tangents, tape.along, value, slot)
             product = kind == BinaryKind.MUL and tape.kind == "hessian"
             if product and g is not None and crossed is not None:
-                slot = through(tape, tape.along, kind, g, crossed, sign)
+                slot = through(tape, tape.along, kind, g, crossed, sign, mine)
                 tape.give(tape.cotangent_tangents, tape.along, value, slot)
 
     tape.backward.append(back)
@@ -96,21 +95,38 @@ def pairwise(
 
 
 def through(
-    tape: Tape, steps: list[Draft], kind: BinaryKind, given: int, other: int, sign: int
+    tape: Tape, steps: list[Draft], kind: BinaryKind, given: int, other: int, sign: int, like: int
 ) -> int:
     """What one operand of a sum, difference or product contributes: given, -given or a product.
 
-    `sign` is -1 for the second operand.
+    `sign` is -1 for the second operand. The contribution is to a slot `like`.
     """
-    if kind == BinaryKind.ADD or (kind == BinaryKind.SUB and sign > 0):
-        return given
-    out = tape.like(given)
     if kind == BinaryKind.MUL:
+        out = tape.like(max(given, other, key=lambda index: tape.slots[index].pixels))
         pairwise(tape, steps, given, other, out, kind)
-        return out
-    minus = tape.constant(3, lambda _: torch.tensor([-1.0, 0.0, 0.0]))
-    epilogue = Epilogue(activation=Activation.AFFINE, constants=minus)
-    tape.emit(steps, [given], out, lambda: records.Pointwise(given, out, epilogue), "negate")
+        return fitted(tape, steps, out, like)
+    if kind == BinaryKind.SUB and sign < 0:
+        out = tape.like(given)
+        minus = tape.constant(3, lambda _: torch.tensor([-1.0, 0.0, 0.0]))
+        epilogue = Epilogue(activation=Activation.AFFINE, constants=minus)
+        tape.emit(steps, [given], out, lambda: records.Pointwise(given, out, epilogue), "negate")
+        return fitted(tape, steps, out, like)
+    return fitted(tape, steps, given, like)
+
+
+def fitted(tape: Tape, steps: list[Draft], source: int, like: int) -> int:
+    """What goes with every pixel of a slot `like`, or the sum over pixels where it has but one."""
+    found, wanted = tape.slots[source], tape.slots[like]
+    if found.pixels == wanted.pixels:
+        return source
+    kind = records.AveragePool if wanted.is_flat else AveragePoolGradient
+    image, out = found if wanted.is_flat else wanted, tape.like(like)
+    window = {"kernel_h": image.height, "kernel_w": image.width, "stride_h": 1, "stride_w": 1}
+    tape.emit(
+        steps, [source], out,
+        lambda: kind(source, out, **window, pad_h=0, pad_w=0, count_padding=0, divisor=1),
+        "sum of pixels" if wanted.is_flat else "spread over pixels",
+    )  # fmt: skip
     return out
 
 
@@ -183,54 +199,6 @@ def pool_steps(
     )
 
 
-def reindex(tape: Tape, node: Node) -> None:
-    """Data movement: the same for tangents, and backwards for cotangents."""
-    readers = tape.consumers.get(node.output, [])
-    for_linear = bool(readers) and all(n.op == "linear" for n in readers)
-    vector = len(tape.program.values[node.output].shape) == 1
-    if for_linear and vector and tape.columns(node) is not None:
-        return  # the Linear reads the elements where they are
-    index = node.attrs["index"]
-    kept = index[index >= 0]
-    if len(kept.unique()) != len(kept):
-        raise NotCovered("repeats elements, which has no native derivatives", node.op,
-                         node.source)  # fmt: skip
-    order = tape.preferred_order(node.output) or "first"
-    sources = [tape.any_slot(v) for v in node.inputs]
-    out = tape.add_slot(node.output, order)
-    tape.slots[out].dedicated = True
-    parts, start = [], 0
-    for value, source in zip(node.inputs, sources, strict=True):
-        size = tape._elements(source)
-        places = ((index >= start) & (index < start + size)).nonzero().flatten()
-        parts.append((value, source, index[places] - start, places))
-        start += size
-    for _, source, chosen, places in parts:
-        if len(chosen):
-            tape.move(tape.point, source, out, chosen, places)
-    active = [(v, c, p) for v, _, c, p in parts if v in tape.tangents and len(c)]
-    if tape.has_tangents and active:
-        sums = tape.like(out)
-        tape.slots[sums].dedicated = True
-        for value, chosen, places in active:
-            tape.move(tape.along, tape.tangents[value], sums, chosen, places)
-        tape.tangents[node.output] = sums
-
-    def back() -> None:
-        for table, steps in ((tape.cotangents, tape.point),
-                             (tape.cotangent_tangents, tape.along)):  # fmt: skip
-            given = table.get(node.output)
-            for value, source, chosen, places in parts:
-                if given is None or not tape.needs_cotangent(value) or not len(chosen):
-                    continue
-                target = tape.like(source)
-                tape.slots[target].dedicated = True
-                tape.move(steps, given, target, places, chosen)
-                tape.give(table, steps, value, target)
-
-    tape.backward.append(back)
-
-
 def log_softmax(tape: Tape, node: Node) -> None:
     value = node.inputs[0]
     simple.lower_log_softmax(tape, node)  # part of the loss
@@ -247,10 +215,13 @@ def log_softmax(tape: Tape, node: Node) -> None:
 
 def loss(tape: Tape, spec: LossSpec) -> None:
     value = tape.program.output
-    flat = tape.any_slot(value)
     shape = tape.program.values[value].shape
-    if len(shape) != 1 or tape.slots[flat].dense:
-        raise NotCovered("outputs of other than one dimension have no native derivatives")
+    if len(shape) != 1 and spec.kind != LossKind.CROSS_ENTROPY:
+        value = flattened(tape, value)
+        tape.program = replace(tape.program, output=value)
+        weights = spec.weights
+        spec = replace(spec, weights=None if weights is None else weights.expand(shape).flatten())
+    flat = tape.any_slot(value)
     simple.lower_loss(tape, spec)
     tape.vector_steps.add(id(tape.point[-1]))
     loss_record = tape.point[-1]

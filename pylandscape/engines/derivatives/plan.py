@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pylandscape.engines import records
 from pylandscape.engines import simple_layers as simple
-from pylandscape.engines.derivatives import layers, norms, products
+from pylandscape.engines.derivatives import layers, movement, norms, products
 from pylandscape.engines.derivatives.tape import Part, Tape
 from pylandscape.engines.layout import assign_memory, round_up
 from pylandscape.engines.lowering import Draft, Packing, State
@@ -92,7 +92,7 @@ def run(tape: Tape, input_strides: tuple[int, ...], spec: LossSpec) -> None:
         "max_pool": layers.pool,
         "avg_pool": layers.pool,
         "adaptive_avg_pool": layers.pool,
-        "reindex": layers.reindex,
+        "reindex": movement.reindex,
         "log_softmax": layers.log_softmax,
     }
     for node in tape.program.nodes:
@@ -100,7 +100,8 @@ def run(tape: Tape, input_strides: tuple[int, ...], spec: LossSpec) -> None:
             continue
         if node.op not in handlers:
             raise NotCovered("has no native derivatives", node.op, node.source)
-        handlers[node.op](tape, node)
+        order = input_order(tape, node)
+        handlers[node.op](tape, node if order is None else movement.ordered(tape, node, order))
     layers.loss(tape, spec)
     for step in reversed(tape.backward):
         step()
@@ -108,6 +109,17 @@ def run(tape: Tape, input_strides: tuple[int, ...], spec: LossSpec) -> None:
         slot = tape.slots[index]
         if slot.top or slot.bottom or slot.left or slot.right:
             raise NotCovered("a Linear shares its input with a convolution")
+
+
+def input_order(tape: Tape, node: Node) -> str | None:
+    """The order of dimensions in which a layer reads its inputs; None where it takes any."""
+    if node.op in ("reindex", "log_softmax"):
+        return None
+    if node.op in ("activation", "scale"):
+        return tape.elementwise_order(node)
+    if node.op in ("add", "sub", "mul"):
+        return simple.broadcast_order(tape, node)
+    return "last" if node.op == "linear" or node.attrs.get("dims") == 1 else "first"
 
 
 def _assemble(tape: Tape) -> TapePlans:

@@ -14,7 +14,7 @@ backward pass of a convolution is a convolution with turned filters, of a Linear
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -22,7 +22,7 @@ from pylandscape.engines import records
 from pylandscape.engines.derivatives.records import ChannelGradient, Combine, Pairs, Slope
 from pylandscape.engines.layout import Slot, round_up
 from pylandscape.engines.lowering import Draft, Folded, Lowering, State
-from pylandscape.engines.program import Node, NotCovered, Program
+from pylandscape.engines.program import Node, Program, Value
 from pylandscape.engines.records import NONE, Activation
 
 DIRECTION = 1 << 40  # kDirection in csrc/common/plan.h
@@ -71,6 +71,7 @@ class Tape(Lowering):
         self.gradient_size = 0
         self.active = _active_values(program, trainable)
         self.rectified_by_pool: set[int] = set()  # values whose relu the pooling behind derives
+        self.moved: dict[tuple[int, str], int] = {}  # (value, order): the value that holds it so
         self.flat_reads: list[int] = []  # slots that a Linear reads as one run of memory
 
     @property
@@ -83,10 +84,17 @@ class Tape(Lowering):
         return self.kind in ("gradient", "hessian")
 
     def slot(self, value: int, order: str) -> int:
-        held = self.slot_of.get(value, {})
-        if held and order not in held:
-            raise NotCovered("has no native derivatives in this order of dimensions")
+        held = self.slot_of.get(value, {order: -1})
+        assert order in held, "a move without derivatives"  # see movement.ordered
         return super().slot(value, order)
+
+    def add_value(self, shape: tuple[int, ...], like: int) -> int:
+        """A value of the program that holds elements of another one."""
+        values = (*self.program.values, Value(shape))
+        self.program = replace(self.program, values=values)
+        if like in self.active:
+            self.active.add(len(values) - 1)
+        return len(values) - 1
 
     def like(self, index: int) -> int:
         """A slot for a tangent or a cotangent of another slot."""
