@@ -119,6 +119,16 @@ def test_a_mean_far_from_zero_costs_no_digits(level: str) -> None:
     assert_agree(native, exact, bound=1e-3)
 
 
+def test_what_a_norm_makes_zero_is_exactly_zero(level: str) -> None:
+    """One value less its mean is zero whatever comes before, and so are all derivatives."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 1), nn.LayerNorm(1), nn.Linear(1, 4))
+    native, exact = pair(randomised(model), nn.CrossEntropyLoss(), (normal(40, 6), labels(40, 4)))
+    gradient = native.loss_and_gradient(exact.center.float())[1]
+    assert not gradient[:8].any()  # of the first layer, and of the norm's weight
+    assert gradient[8:].any()
+
+
 def test_several_blocks_and_sub_blocks_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Images too large for a cache beside vectors: more than one section, for 1 to 3 threads."""
     monkeypatch.setattr(module, "CHUNK_SAMPLES", 1)

@@ -12,7 +12,7 @@ from pylandscape.engines.lowering import Draft, State
 from pylandscape.engines.program import Node, NotCovered
 from pylandscape.engines.records import NONE, Activation, Epilogue
 
-_FACTORS = 6  # of NormFactors in csrc/cpu/layers/norm_slopes.inc
+_FACTORS = 8  # of NormFactors in csrc/cpu/layers/norm_slopes.inc
 
 
 def batch_norm(tape: Tape, node: Node) -> None:
