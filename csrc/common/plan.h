@@ -90,6 +90,7 @@ enum class StepKind : Int {
   loss_gradient,
   winograd_gradient,
   norm_slope,
+  depthwise_gradient,
 };
 
 struct Step {
@@ -261,14 +262,23 @@ struct Pairs {
   Int left, right, second_left, second_right;  // the second two may be none
 };
 
-// dw[kernel position, channel in][channel out] += sum over pixels. Order of Convolution.weights.
+// dw[kernel position, channel in][channel out] += sum over pixels, group by group. Order of
+// Convolution.weights.
 struct ConvolutionGradient : Step {
+  Pairs pairs;
+  Int offset;
+  Int kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  Int groups, group_in, group_out, by_row;
+};
+
+// The same of one filter per channel. Order of Depthwise.weights.
+struct DepthwiseGradient : Step {
   Pairs pairs;
   Int offset;
   Int kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
 };
 
-// The same in the Winograd domain, still to be transformed back: [frequency][panel][k][width].
+// That of a Convolution in the Winograd domain, still to be transformed back: [frequency][panel][k][width].
 struct WinogradGradient : Step {
   Pairs pairs;
   Int offset;

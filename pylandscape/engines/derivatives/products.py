@@ -9,6 +9,7 @@ from torch import Tensor
 from pylandscape.engines import packing, products, records
 from pylandscape.engines.derivatives.records import (
     ConvolutionGradient,
+    DepthwiseGradient,
     LinearGradient,
     Pairs,
     WinogradGradient,
@@ -20,34 +21,74 @@ from pylandscape.engines.program import Node, NotCovered
 from pylandscape.engines.records import NONE, Epilogue, Tiles
 
 
+@dataclass(frozen=True)
+class Geometry:
+    """What windows of a convolution reach; as it is by default, a Linear on every pixel."""
+
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    pads: tuple[int, int] = (0, 0)  # above and left; negative ones leave pixels out
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+
 @dataclass
 class Weights:
-    """A convolution's filters, packed, and the kernel that reads them."""
+    """A convolution's filters, and the kernel that reads them."""
 
-    offset: int
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    pads: tuple[int, int]
-    dilation: tuple[int, int]
+    geometry: Geometry
     inputs: int
     outputs: int
+    pitch: int  # of the pixels that are read
     tile: int  # of Winograd, or 0
-    by_row: bool
+    offset: int = NONE  # of the packed filters
+
+    @property
+    def is_depthwise(self) -> bool:
+        return self.geometry.groups > 1 and self.inputs == self.outputs == self.geometry.groups
+
+    @property
+    def by_row(self) -> bool:
+        """Whether a kernel row is one run of memory: all channels, side by side."""
+        return self.geometry.groups == 1 and self.geometry.dilation[1] == 1
+
+    @property
+    def group_in(self) -> int:
+        """Channels of a group that are read; of a single group with those that pad a pixel."""
+        groups = self.geometry.groups
+        return self.pitch if groups == 1 else self.inputs // groups
+
+    def size(self, lanes: int) -> int:
+        """Of packed filters for direct sums."""
+        (kh, kw), groups = self.geometry.kernel, self.geometry.groups
+        if self.is_depthwise:
+            return kh * kw * round_up(self.outputs, lanes)
+        return groups * round_up(self.outputs // groups, lanes) * kh * kw * self.group_in
+
+    def pack(self, filters: Tensor, lanes: int) -> Tensor:
+        if self.is_depthwise:
+            return packing.depthwise_filters(filters, lanes)
+        groups = self.geometry.groups
+        whole = padded_inputs(filters, self.pitch) if groups == 1 else filters
+        return packing.direct_filters(whole, groups, self.pitch, self.by_row, lanes)
 
 
 def conv(tape: Tape, node: Node) -> None:
-    if node.attrs["groups"] != 1:
-        raise NotCovered("in groups has no native derivatives", node.op, node.source)
-    name, attrs = node.tensors["weight"], node.attrs
-    x_value = node.inputs[0]
-    x = tape.slot(x_value, "first")
+    a, (pads, _) = node.attrs, paddings(node)
+    geometry = Geometry(a["kernel"], a["stride"], pads, a["dilation"], a["groups"])
+    convolution(tape, node, "first", geometry)
+
+
+def convolution(tape: Tape, node: Node, order: str, geometry: Geometry) -> None:
+    """A convolution over slots whose channels are in `order`, or a Linear on every pixel."""
+    name, x_value = node.tensors["weight"], node.inputs[0]
+    x = tape.slot(x_value, order)
     outputs, inputs, *_ = tape.shapes[name]
-    (top, left), _ = paddings(node)
     bias = tape.pack_vector(node.tensors.get("bias"))
-    sizes = attrs["kernel"], attrs["stride"], (top, left), attrs["dilation"]
     value, activation = tape.rectify(node.output)
-    out = tape.add_slot(value, "first")
-    weights = conv_weights(tape, x, out, *sizes, inputs, outputs, lambda s: s[name])
+    out = tape.add_slot(value, order)
+    weights = conv_weights(tape, x, out, geometry, inputs * geometry.groups, outputs,
+                           lambda s: as_filters(s[name]))  # fmt: skip
     epilogue = Epilogue(shift=bias, activation=activation)
     convolve(tape, tape.point, weights, x, out, epilogue)
     tangent = tape.tangents.get(x_value)
@@ -61,36 +102,31 @@ def conv(tape: Tape, node: Node) -> None:
         if pairs is not None and name in tape.trainable:
             conv_gradient(tape, name, weights, pairs)
         if tape.needs_cotangent(x_value):
-            conv_back(tape, node, weights, x_value, g, h)
+            conv_back(tape, name, weights, x_value, x, g, h)
 
     tape.backward.append(back)
 
 
 def conv_weights(
-    tape: Tape, source: int, out: int, kernel: tuple[int, int], stride: tuple[int, int],
-    pads: tuple[int, int], dilation: tuple[int, int], inputs: int, outputs: int,
+    tape: Tape, source: int, out: int, geometry: Geometry, inputs: int, outputs: int,
     filters: Callable[[State], Tensor],
 ) -> Weights:  # fmt: skip
     slot, result, lanes = tape.slots[source], tape.slots[out], tape.lanes
-    pitch, (kh, kw) = slot.pixel_pitch, kernel
+    pitch, (kh, kw) = slot.pixel_pitch, geometry.kernel
     tile = 0
-    if tape.precision == "fast" and kernel == (3, 3) and stride == dilation == (1, 1):
+    if tape.precision == "fast" and geometry == Geometry((3, 3), pads=geometry.pads):
         tile = products.winograd_tile(inputs, pitch, result.height, result.width)
-    by_row = dilation[1] == 1
-    if (kh if by_row else kh * kw) > products.MAX_SEGMENTS:
+    weights = Weights(geometry, inputs, outputs, pitch, tile)
+    if (kh if weights.by_row else kh * kw) > products.MAX_SEGMENTS:
         raise NotCovered("a kernel is too large for the native engine", "conv")
     if tile:
-        offset = tape.pack(
+        weights.offset = tape.pack(
             (tile + 2) ** 2 * round_up(outputs, lanes) * pitch,
             lambda s: packing.winograd_filters(filters(s), tile, pitch, lanes),
         )
     else:
-        offset = tape.pack(
-            round_up(outputs, lanes) * kh * kw * pitch,
-            lambda s: packing.direct_filters(padded_inputs(filters(s), pitch), 1, pitch,
-                                             by_row, lanes),
-        )  # fmt: skip
-    return Weights(offset, kernel, stride, pads, dilation, inputs, outputs, tile, by_row)
+        weights.offset = tape.pack(weights.size(lanes), lambda s: weights.pack(filters(s), lanes))
+    return weights
 
 
 def convolve(
@@ -107,13 +143,17 @@ def convolve(
         convolve(tape, steps, w, second, out, residual, along=True)
         return
     sources = [source] if second is None else [source, second]
-    slot, result = tape.slots[source], tape.slots[out]
-    (kh, kw), (sh, sw), (dh, dw), (top, left) = w.kernel, w.stride, w.dilation, w.pads
+    slot, result, groups = tape.slots[source], tape.slots[out], w.geometry.groups
+    (kh, kw), (top, left) = w.geometry.kernel, w.geometry.pads
+    (sh, sw), (dh, dw) = w.geometry.stride, w.geometry.dilation
     covered_h, covered_w = covered(w, result)
     bottom = (covered_h - 1) * sh + (kh - 1) * dh + 1 - top - slot.height
     right = (covered_w - 1) * sw + (kw - 1) * dw + 1 - left - slot.width
     for index in sources:
         tape.slots[index].need_halo(top, max(0, bottom), left, max(0, right))
+    group_out = w.outputs // groups
+    if groups > 1 and not w.is_depthwise and group_out % tape.lanes:
+        result.dedicated = True  # the channels that pad a pixel are not written
     reads = [*sources, *([epilogue.residual] if epilogue.residual != NONE else [])]
     in_pitch, out_pitch, at_once = products.winograd_room(
         w.tile, slot.pixel_pitch, result.pixel_pitch, len(sources)
@@ -128,13 +168,16 @@ def convolve(
                       tape.scratch_offset, in_pitch, out_pitch),
                 0, *(() if second is None else (second, tape.weights_at(w.offset, along=True))),
             )  # fmt: skip
+        windows = kh, kw, sh, sw, top, left, dh, dw
+        if w.is_depthwise:
+            return records.Depthwise(source, out, at, epilogue, *windows)
         return records.Convolution(
-            source, out, at, epilogue, kh, kw, sh, sw, top, left, dh, dw, 1,
-            slot.pixel_pitch, w.outputs, w.by_row, 0,
-        )  # fmt: skip
+            source, out, at, epilogue, *windows, groups, w.group_in, group_out, w.by_row, 0
+        )
 
     scratch = at_once * (len(sources) * in_pitch + out_pitch) + tape.lanes if w.tile else 0
     label = f"conv {kh}x{kw}" + (f" Winograd F({w.tile}x{w.tile})" if w.tile else "")
+    label += " depthwise" if w.is_depthwise else " in groups" if groups > 1 else ""
     label += " of the direction" if along else ""
     tape.emit(steps, [*reads], out, make, label, scratch=lambda: scratch)
 
@@ -162,26 +205,20 @@ def conv_tangent(
 
 
 def conv_back(
-    tape: Tape, node: Node, w: Weights, x_value: int, g: int | None, h: int | None
+    tape: Tape, name: str, w: Weights, x_value: int, x: int, g: int | None, h: int | None
 ) -> None:
-    name = node.tensors["weight"]
-    x = tape.slot_of[x_value]["first"]
-    (kh, kw), (dh, dw) = w.kernel, w.dilation
-    pads = dh * (kh - 1) - w.pads[0], dw * (kw - 1) - w.pads[1]
-    if min(pads) < 0:
-        raise NotCovered("pads by more than its kernel", node.op, node.source)
+    (kh, kw), (dh, dw), (top, left) = w.geometry.kernel, w.geometry.dilation, w.geometry.pads
     g, h = (
-        None if c is None else dilated(tape, steps, c, w.stride)
+        None if c is None else dilated(tape, steps, c, w.geometry.stride)
         for c, steps in ((g, tape.point), (h, tape.along))
     )
     source = g if g is not None else h
     if source is None:
         return
     target = tape.like(x)
-    turned = conv_weights(tape,
-        source, target, w.kernel, (1, 1), pads, w.dilation, w.outputs, w.inputs,
-        lambda s: turned_filters(s[name]),
-    )  # fmt: skip
+    back = replace(w.geometry, stride=(1, 1), pads=(dh * (kh - 1) - top, dw * (kw - 1) - left))
+    turned = conv_weights(tape, source, target, back, w.outputs, w.inputs,
+                          lambda s: turned_filters(as_filters(s[name]), back.groups))  # fmt: skip
     if g is not None and tape.has_cotangents:
         convolve(tape, tape.point, turned, g, target, Epilogue())
         tape.give(tape.cotangents, tape.point, x_value, target)
@@ -221,26 +258,24 @@ def conv_gradient(tape: Tape, name: str, w: Weights, pairs: Pairs) -> None:
     if w.tile and not {pairs.right, pairs.second_right} & set(tape.flat_reads):
         winograd_gradient(tape, name, w, pairs)
         return
-    slot = tape.slots[pairs.left]
-    pitch, lanes, shape = slot.pixel_pitch, tape.lanes, tape.shapes[name]
+    lanes, a = tape.lanes, w.geometry
+    movement = packing.Movement(lambda t: w.pack(as_filters(t), lanes), tape.shapes[name])
+    offset = tape.add_part(w.size(lanes), lambda flat, _: {name: movement.undo(flat)})
 
-    def pack(weight: Tensor) -> Tensor:
-        filters = padded_inputs(weight, pitch)
-        return packing.direct_filters(filters, 1, pitch, w.by_row, lanes)
+    def make() -> records.Step:
+        windows = *a.kernel, *a.stride, *a.pads, *a.dilation
+        if w.is_depthwise:
+            return DepthwiseGradient(pairs, offset, *windows)
+        return ConvolutionGradient(
+            pairs, offset, *windows, a.groups, w.group_in, w.outputs // a.groups, w.by_row
+        )
 
-    size = round_up(w.outputs, lanes) * w.kernel[0] * w.kernel[1] * pitch
-    movement = packing.Movement(pack, shape)
-    offset = tape.add_part(size, lambda flat, _: {name: movement.undo(flat)})
-    tape.sum_products(
-        pairs,
-        lambda: ConvolutionGradient(pairs, offset, *w.kernel, *w.stride, *w.pads, *w.dilation),
-        "conv gradient",
-    )
+    tape.sum_products(pairs, make, "conv gradient" + (" depthwise" if w.is_depthwise else ""))
 
 
 def winograd_gradient(tape: Tape, name: str, w: Weights, pairs: Pairs) -> None:
     """The same, summed in the Winograd domain; cotangents are zeros where a tile overhangs."""
-    pitch, lanes, tile = tape.slots[pairs.left].pixel_pitch, tape.lanes, w.tile
+    pitch, lanes, tile = w.pitch, tape.lanes, w.tile
     out = tape.slots[pairs.right]
     height, width = covered(w, out)
     for index in {pairs.right, pairs.second_right} - {NONE}:
@@ -261,8 +296,8 @@ def winograd_gradient(tape: Tape, name: str, w: Weights, pairs: Pairs) -> None:
         pairs,
         lambda: WinogradGradient(
             pairs, offset,
-            Tiles(tile, *w.pads, height // tile, width // tile, at_once, tape.scratch_offset,
-                  in_pitch, out_pitch),
+            Tiles(tile, *w.geometry.pads, height // tile, width // tile, at_once,
+                  tape.scratch_offset, in_pitch, out_pitch),
         ),
         f"conv gradient Winograd F({tile}x{tile})",
         scratch=lambda: count * at_once * (in_pitch + out_pitch) + lanes,
@@ -271,7 +306,8 @@ def winograd_gradient(tape: Tape, name: str, w: Weights, pairs: Pairs) -> None:
 
 def linear(tape: Tape, node: Node) -> None:
     if len(tape.program.values[node.inputs[0]].shape) > 1:
-        raise NotCovered("of every pixel has no native derivatives", node.op, node.source)
+        convolution(tape, node, "last", Geometry())
+        return
     name = node.tensors["weight"]
     outputs, inputs = tape.shapes[name]
     source, features = products.linear_source(tape, node, inputs)
@@ -378,6 +414,12 @@ def padded_inputs(weight: Tensor, pitch: int) -> Tensor:
     return torch.cat([weight, weight.new_zeros(weight.shape[0], extra, *weight.shape[2:])], 1)
 
 
-def turned_filters(weight: Tensor) -> Tensor:
-    """[in, out, h, w]: the filters of the backward pass."""
-    return weight.transpose(0, 1).flip(*range(2, weight.ndim))
+def as_filters(weight: Tensor) -> Tensor:
+    """Those of a convolution as they are, those of a Linear [out, in] as filters of one pixel."""
+    return weight if weight.ndim > 2 else weight[..., None, None]
+
+
+def turned_filters(weight: Tensor, groups: int) -> Tensor:
+    """[in, out / groups, h, w]: the filters of the backward pass."""
+    grouped = weight.unflatten(0, (groups, -1)).transpose(1, 2)
+    return grouped.flatten(0, 1).flip(*range(2, weight.ndim))

@@ -73,6 +73,10 @@ class ConvolutionGradient(Step):
     pad_w: int
     dilation_h: int
     dilation_w: int
+    groups: int
+    group_in: int
+    group_out: int
+    by_row: int
 
 
 @dataclass
@@ -125,3 +129,18 @@ class NormSlope(Step):
     by_pixel: int
     constants: int
     scratch: int
+
+
+@dataclass
+class DepthwiseGradient(Step):
+    kind, name = 29, "conv gradient depthwise"
+    pairs: Pairs
+    offset: int
+    kernel_h: int
+    kernel_w: int
+    stride_h: int
+    stride_w: int
+    pad_h: int
+    pad_w: int
+    dilation_h: int
+    dilation_w: int
