@@ -278,7 +278,8 @@ struct DepthwiseGradient : Step {
   Int kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
 };
 
-// That of a Convolution in the Winograd domain, still to be transformed back: [frequency][panel][k][width].
+// That of a Convolution in the Winograd domain, still to be transformed back:
+// [frequency][panel][k][width].
 struct WinogradGradient : Step {
   Pairs pairs;
   Int offset;

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pylandscape.engines import records
 from pylandscape.engines import simple_layers as simple
-from pylandscape.engines.derivatives import layers, movement, norms, products
+from pylandscape.engines.derivatives import layers, linear, movement, norms, products
 from pylandscape.engines.derivatives.tape import Part, Tape
 from pylandscape.engines.layout import assign_memory, round_up
 from pylandscape.engines.lowering import Draft, Packing, State
@@ -80,7 +80,7 @@ def run(tape: Tape, input_strides: tuple[int, ...], spec: LossSpec) -> None:
     simple.lower_input(tape, input_strides)
     handlers: Mapping[str, Callable[[Tape, Node], None]] = {
         "conv": products.conv,
-        "linear": products.linear,
+        "linear": linear.linear,
         "batch_norm": norms.batch_norm,
         "layer_norm": norms.layer_norm,
         "group_norm": norms.group_norm,
