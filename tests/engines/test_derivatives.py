@@ -160,6 +160,17 @@ def test_blocks_of_known_nets(level: str, make: Any, shape: tuple[int, ...]) -> 
     assert_agree(native, exact)
 
 
+def test_a_linear_along_the_rows_of_an_image(level: str) -> None:
+    """Between layers that read channels; the relu's slope is the max_pool's part."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 5, 1), nn.Linear(8, 17), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(5 * 3 * 8, 3),
+    )  # fmt: skip
+    native, exact = pair(model, nn.CrossEntropyLoss(), (normal(9, 2, 7, 8), labels(9, 3)))
+    assert_agree(native, exact)
+
+
 # (channels, filters, groups): groups below, at and beyond a vector of 4, 8 or 16 floats
 GROUPED = {
     "depthwise": (20, 20, 20),
@@ -173,7 +184,7 @@ GROUPED = {
 WINDOWS: dict[str, dict[str, Any]] = {
     "plain": {"kernel_size": 3, "padding": 1},
     "strides": {"kernel_size": (2, 3), "stride": (2, 3), "padding": (1, 0)},
-    "dilation": {"kernel_size": (3, 2), "dilation": (1, 2), "padding": (2, 1), "stride": (1, 2)},
+    "dilation": {"kernel_size": (3, 2), "dilation": (2, 3), "padding": (2, 1), "stride": (1, 2)},
     "wide": {"kernel_size": (5, 4), "padding": (2, 1)},
 }
 
@@ -293,6 +304,18 @@ def products(native: NativeDerivatives, columns: int = 3) -> Tensor:
 def test_threads_change_no_bit(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CHUNK_SAMPLES", 1)  # a chunk per block
     native = small()
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(products(native, columns=1))
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("make", [inverted_residual, groups_of_resnext])
+def test_threads_change_no_bit_in_groups(monkeypatch: pytest.MonkeyPatch, make: Any) -> None:
+    monkeypatch.setattr(module, "CHUNK_SAMPLES", 1)
+    native = pair(make(), nn.CrossEntropyLoss(), IMAGES)[0]
     results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
