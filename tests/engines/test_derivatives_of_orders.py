@@ -129,3 +129,49 @@ def test_what_is_not_covered_says_why() -> None:
     objective = pl.Objective(model, nn.CrossEntropyLoss(), (normal(9, 6).float(), labels(9, 4)))
     with pytest.raises(NotCovered, match="repeats elements"):
         natively(objective)
+
+
+class TokenMixing(nn.Module):
+    """A block of an MLP-Mixer on tokens [T, C]: a net over the tokens, one over the channels."""
+
+    def __init__(self, tokens: int, channels: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.LayerNorm(channels), nn.LayerNorm(channels)
+        self.tokens = nn.Sequential(nn.Linear(tokens, 7), nn.GELU(), nn.Linear(7, tokens))
+        self.channels = nn.Sequential(nn.Linear(channels, 9), nn.GELU(), nn.Linear(9, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.tokens(self.first(x).transpose(1, 2)).transpose(1, 2)
+        return x + self.channels(self.second(x))
+
+
+def test_tokens_and_channels_in_turn(level: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(6, 10, 2, stride=2), nn.Flatten(2), Apply(lambda x: x.transpose(1, 2)),
+        TokenMixing(6, 10), nn.LayerNorm(10), Apply(lambda x: x.mean(1)), nn.Linear(10, 5),
+    )  # fmt: skip
+    assert_agree(*pair(randomised(model), nn.CrossEntropyLoss(), IMAGES))
+
+
+class ConvNext(nn.Module):
+    """A block of a ConvNeXt: a filter per channel, then a net on the channels of every pixel."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.net = nn.Sequential(
+            nn.LayerNorm(channels), nn.Linear(channels, 21), nn.GELU(), nn.Linear(21, channels)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.net(self.conv(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def test_a_convnext(level: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(6, 10, 2), ConvNext(10), ConvNext(10), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.LayerNorm(10), nn.Linear(10, 5),
+    )  # fmt: skip
+    assert_agree(*pair(randomised(model), nn.CrossEntropyLoss(), IMAGES))
