@@ -75,17 +75,21 @@ void hessian_vector_product_cpu(const Tensor& products, const Tensor& sums, cons
 
   // The weights of the point and of the directions, with the folded ones behind.
   const Int width = at_point.head->packed + at_point.head->folded;
-  const Floats weights = zeros((1 + directions) * width);
-  const float* given = packed.const_data_ptr<float>();
-  const auto fold = PYLANDSCAPE_DISPATCH(fold_weights);
-  for (Int j = 0; j <= directions; ++j) {
-    float* to = weights.get() + j * width;
-    std::copy_n(given + j * at_point.head->packed, at_point.head->packed, to);
-    fold(at_point, constants.const_data_ptr<float>(), j == 0 ? 1.0f : 0.0f, to);
+  const float* weights = packed.const_data_ptr<float>();
+  Floats with_folded;
+  if (at_point.head->folded > 0) {
+    with_folded = zeros((1 + directions) * width);
+    const auto fold = PYLANDSCAPE_DISPATCH(fold_weights);
+    for (Int j = 0; j <= directions; ++j) {
+      float* to = with_folded.get() + j * width;
+      std::copy_n(weights + j * at_point.head->packed, at_point.head->packed, to);
+      fold(at_point, constants.const_data_ptr<float>(), j == 0 ? 1.0f : 0.0f, to);
+    }
+    weights = with_folded.get();
   }
 
   Context context = make_context(at_point, inputs, targets, constants, indices);
-  context.weights = weights.get();
+  context.weights = weights;
   const bool is_stored = kept.numel() > 0;
   float* stored = is_stored ? kept.mutable_data_ptr<float>() : nullptr;
   double* out = products.mutable_data_ptr<double>();
@@ -112,7 +116,7 @@ void hessian_vector_product_cpu(const Tensor& products, const Tensor& sums, cons
         mine.kept = is_stored ? stored + start / block_samples * kept_size : own.get();
         if (!filled) run(at_point, mine, count, 0, partial[block]);
         for (Int j = 0; j < rows; ++j) {
-          mine.direction = directions == 0 ? nullptr : weights.get() + (1 + j) * width;
+          mine.direction = directions == 0 ? nullptr : weights + (1 + j) * width;
           mine.gradient = gradient.get() + j * columns;
           BlockSums unused{};
           run(along, mine, count, 0, unused);

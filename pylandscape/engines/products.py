@@ -215,7 +215,7 @@ def winograd_room(
 ) -> tuple[int, int, int]:
     """Floats of a transformed tile of inputs and one of outputs, and how many run at once."""
     frequencies = (tile + 2) ** 2
-    at_once = WINOGRAD_BYTES // (4 * frequencies * (inputs * in_pitch + out_pitch))
+    at_once = WINOGRAD_BYTES // (4 * frequencies * (in_pitch + out_pitch))
     # tiles must not be whole pages apart
     return (
         frequencies * in_pitch + 16,

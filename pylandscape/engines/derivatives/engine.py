@@ -122,10 +122,11 @@ class NativeDerivatives:
             self._make_room(kind, tape)
             self._center = torch.zeros(tape.packed)
             tape.pack(state, self._center)
-        sums, totals = self._sums(tape, state, constants, directions, self._samples)
+        weight = self.reference.total_weight
+        sums, means = self._sums(tape, state, constants, directions, self._samples, weight)
         if len(self._kept):
             self._kept_for = [tensor.clone() for tensor in (vector, *others)]
-        return sums, (totals / self.reference.total_weight).float()
+        return sums, means
 
     @property
     def _samples(self) -> tuple[Tensor, Tensor]:
@@ -138,8 +139,12 @@ class NativeDerivatives:
         constants: Tensor,
         directions: Tensor,
         batch: tuple[Tensor, Tensor],
+        divisor: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
-        """Over the inputs and targets of `batch`, at the point in `_center`."""
+        """Over the inputs and targets of `batch`, at the point in `_center`.
+
+        Returns sums [7] of the loss and derivatives [max(V, 1), P] over `divisor`, in float32.
+        """
         native, samples = self.native, len(batch[0])
         packed = torch.zeros(1 + len(directions), tape.packed)
         packed[0] = self._center
@@ -162,15 +167,13 @@ class NativeDerivatives:
             spent = time.perf_counter() - start
             self._seconds[tape.kind] = spent / ((last - first) * len(products))
             first = last
-        return sums, torch.stack([self._flat(tape, row, state) for row in products])
-
-    def _flat(self, tape: TapePlans, derivatives: Tensor, state: dict[str, Tensor]) -> Tensor:
-        found = tape.unpack(derivatives, state)
-        flat = torch.zeros(self.space.size, dtype=torch.float64)
-        for entry in self.space.entries:
-            if entry.name in found:
-                flat[entry.slice] = found[entry.name].reshape(-1)
-        return flat
+        derivatives = torch.zeros(len(products), self.space.size)
+        for flat, row in zip(derivatives, products.div_(divisor), strict=True):
+            found = tape.unpack(row, state)
+            for entry in self.space.entries:
+                if entry.name in found:
+                    flat[entry.slice] = found[entry.name].reshape(-1)
+        return sums, derivatives
 
     def _is_kept(self, kind: str, tensors: list[Tensor]) -> bool:
         known = self._kept_for
