@@ -76,8 +76,8 @@ def direct_filters(
 def winograd_filters(weight: Tensor, tile: int, pixel_pitch: int, lanes: int) -> Tensor:
     """[frequency][panel][in][width] of G w G', formed in float64."""
     transform = torch.tensor(_WINOGRAD[tile], dtype=torch.float64)
-    domain = (transform @ weight.double() @ transform.T).permute(2, 3, 0, 1)
-    return frequency_panels(domain.flatten(0, 1), pixel_pitch, lanes)
+    domain = torch.kron(transform, transform) @ weight.double().flatten(0, 1).flatten(1).T
+    return frequency_panels(domain.view(-1, *weight.shape[:2]), pixel_pitch, lanes)
 
 
 def frequency_panels(domain: Tensor, pixel_pitch: int, lanes: int) -> Tensor:

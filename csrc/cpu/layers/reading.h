@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <sys/mman.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
@@ -25,12 +26,17 @@ struct Free {
 };
 using Floats = std::unique_ptr<float, Free>;
 
-// Zeros on a cache line, with a vector's room behind the last.
+// Zeros on a cache line, with a vector's room behind the last. Where there is much, on huge pages:
+// it is read all over, and a page of 4 KiB at a time is slow to get and slow to find again.
 inline Floats zeros(Int count) {
-  constexpr Int kLine = 64;
-  const Int bytes = divide_up(count * 4 + kLine, kLine) * kLine;
-  Floats memory(static_cast<float*>(std::aligned_alloc(kLine, bytes)));
+  constexpr Int kLine = 64, kHugePage = 2 << 20;
+  const Int alignment = count * 4 < 2 * kHugePage ? kLine : kHugePage;
+  const Int bytes = divide_up(count * 4 + kLine, alignment) * alignment;
+  Floats memory(static_cast<float*>(std::aligned_alloc(alignment, bytes)));
   require(memory != nullptr, "out of memory for ", bytes, " bytes");
+#ifdef MADV_HUGEPAGE
+  if (alignment == kHugePage) madvise(memory.get(), bytes, MADV_HUGEPAGE);
+#endif
   std::fill_n(memory.get(), bytes / 4, 0.0f);
   return memory;
 }

@@ -11,13 +11,14 @@ from pylandscape.engines.derivatives.plan import KINDS, TapePlans, make_tape
 from pylandscape.engines.native import (
     LANES,
     PROBE_SAMPLES,
-    SECONDS_PER_CALL,
     NativeEngine,
     loss_spec,
 )
 from pylandscape.engines.program import NotCovered
 
 KEPT_BYTES = 1 << 30  # of the point's pass, kept for further products at the same point
+# Between two looks at Ctrl-C. Longer than in planes: at its end a call waits for its last chunk.
+SECONDS_PER_CALL = 0.4
 VECTORS = 8  # directions that share a pass, at most
 PASS_BYTES = 32 << 20  # of weights and derivatives along them: what a last-level cache may hold
 # What a thread sums in float32: so many samples, fewer of a large network, whose share of a call
@@ -155,7 +156,7 @@ class NativeDerivatives:
         chunk = max(1, int(at_once) // tape.block)
         first, step, threads = 0, chunk * tape.block, torch.get_num_threads()
         while first < samples:
-            # about a quarter of a second, so that Ctrl-C is seen, and a chunk for every thread
+            # not long, so that Ctrl-C is seen, and a chunk for every thread
             within = SECONDS_PER_CALL / self._seconds.get(tape.kind, 1e-3) / len(products)
             rounds = max(1, int(within / step / threads))
             last = min(samples, first + rounds * threads * step)
