@@ -54,3 +54,9 @@ def assert_agree(
         floor = 1e-6 * float(torch.linalg.vector_norm(vectors))
         difference = float(torch.linalg.vector_norm(found.double() - right))
         assert difference < bound * float(torch.linalg.vector_norm(right)) + floor, kind
+
+
+def products(native: NativeDerivatives, columns: int = 3) -> Tensor:
+    point = native.space.flatten(native.reference.module.model)
+    vectors = normal(len(point), columns, seed=5).float()
+    return torch.cat([getattr(native, f"{k}_vector_product")(point, vectors) for k in KINDS])
