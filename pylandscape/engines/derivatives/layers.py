@@ -30,20 +30,21 @@ def activate(tape: Tape, node: Node) -> None:
     out = tape.add_slot(node.output, order)
     epilogue = Epilogue(activation=kind, constants=constants)
     tape.emit(tape.point, [x], out, lambda: records.Pointwise(x, out, epilogue), "activation")
+    sloped = out if kind == Activation.RELU else x  # which then is not kept
     tangent = tape.tangents.get(x_value)
     if tape.has_tangents and tangent is not None:
-        tape.tangents[node.output] = tape.slope(tape.along, x, tangent, kind, constants)
+        tape.tangents[node.output] = tape.slope(tape.along, sloped, tangent, kind, constants)
 
     def back() -> None:
         if not tape.needs_cotangent(x_value):
             return
         g, h = (t.get(node.output) for t in (tape.cotangents, tape.cotangent_tangents))
         if g is not None and tape.has_cotangents:
-            slot = tape.slope(tape.point, x, g, kind, constants)
+            slot = tape.slope(tape.point, sloped, g, kind, constants)
             tape.give(tape.cotangents, tape.point, x_value, slot)
         if h is not None:
             crossed = g if tape.kind == "hessian" else None
-            slot = tape.slope(tape.along, x, h, kind, constants, tangent, crossed)
+            slot = tape.slope(tape.along, sloped, h, kind, constants, tangent, crossed)
             tape.give(tape.cotangent_tangents, tape.along, x_value, slot)
 
     tape.backward.append(back)
@@ -158,6 +159,10 @@ def pool(tape: Tape, node: Node) -> None:
                 make = back_through(given, target, 1)
                 tape.emit(steps, [*reads], target, make, f"{node.op} gradient")
                 tape.give(table, steps, x_value, target)
+                if steps is tape.point:
+                    spread = tape.formed_again[target] = tape.like(x)
+                    make = back_through(given, spread, 1)
+                    tape.emit(tape.along, [*reads], spread, make, f"{node.op} gradient")
 
     tape.backward.append(back)
 

@@ -47,6 +47,8 @@ def batch_norm(tape: Tape, node: Node) -> None:
             target = tape.like(x)
             tape.combine(tape.point, g, None, target, (scale, False))
             tape.give(tape.cotangents, tape.point, x_value, target)
+            tape.formed_again[target] = tape.like(x)
+            tape.combine(tape.along, g, None, tape.formed_again[target], (scale, False))
         crossed = g if tape.kind == "hessian" and trained else None
         if h is not None:
             sums = tape.like(x)

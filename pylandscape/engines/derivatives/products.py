@@ -96,8 +96,8 @@ def convolution(tape: Tape, node: Node, order: str, geometry: Geometry) -> None:
 
     def back() -> None:
         g, h = tape.handed_back(value, out, activation)
-        tape.bias_part(node, g, h)
-        pairs = tape.pairs(x, tangent, g, h)
+        tape.bias_part(node, tape.again(g), h)
+        pairs = tape.pairs(x, tangent, tape.again(g), h)
         if pairs is not None and name in tape.trainable:
             conv_gradient(tape, name, weights, pairs)
         if tape.needs_cotangent(x_value):
@@ -207,9 +207,10 @@ def conv_back(
     tape: Tape, name: str, w: Weights, x_value: int, x: int, g: int | None, h: int | None
 ) -> None:
     (kh, kw), (dh, dw), (top, left) = w.geometry.kernel, w.geometry.dilation, w.geometry.pads
-    g, h = (
+    crossed = g if tape.kind == "hessian" and name in tape.trainable else None
+    g, h, crossed = (
         None if c is None else dilated(tape, steps, c, w.geometry.stride)
-        for c, steps in ((g, tape.point), (h, tape.along))
+        for c, steps in ((g, tape.point), (h, tape.along), (tape.again(crossed), tape.along))
     )
     source = g if g is not None else h
     if source is None:
@@ -223,7 +224,6 @@ def conv_back(
         tape.give(tape.cotangents, tape.point, x_value, target)
     if not tape.has_tangents:
         return
-    crossed = g if tape.kind == "hessian" and name in tape.trainable else None
     if h is None and crossed is None:
         return
     sums = tape.like(x)

@@ -72,6 +72,7 @@ class Tape(Lowering):
         self.active = _active_values(program, trainable)
         self.rectified_by_pool: set[int] = set()  # values whose relu the pooling behind derives
         self.moved: dict[tuple[int, str], int] = {}  # (value, order): the value that holds it so
+        self.formed_again: dict[int, int] = {}  # see `again`
         self.flat_reads: list[int] = []  # slots that a Linear reads as one run of memory
 
     @property
@@ -138,6 +139,13 @@ class Tape(Lowering):
         total = self.like(slot)
         self.combine(steps, table[value], slot, total)
         table[value] = total
+
+    def again(self, cotangent: int | None) -> int | None:
+        """A cotangent of the point for steps along a direction.
+
+        Where these form it again, from less than it takes to keep it, it is another slot.
+        """
+        return None if cotangent is None else self.formed_again.get(cotangent, cotangent)
 
     def combine(
         self,
