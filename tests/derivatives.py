@@ -60,3 +60,13 @@ def products(native: NativeDerivatives, columns: int = 3) -> Tensor:
     point = native.space.flatten(native.reference.module.model)
     vectors = normal(len(point), columns, seed=5).float()
     return torch.cat([getattr(native, f"{k}_vector_product")(point, vectors) for k in KINDS])
+
+
+def assert_threads_change_no_bit(native: NativeDerivatives) -> None:
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        native.forget()
+        results.append(products(native, columns=1))
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])

@@ -262,21 +262,20 @@ struct Pairs {
   Int left, right, second_left, second_right;  // the second two may be none
 };
 
-// dw[kernel position, channel in][channel out] += sum over pixels, group by group. Order of
-// Convolution.weights.
-struct ConvolutionGradient : Step {
+// dw[kernel position, channel in][channel out] += sum over pixels.
+struct WindowGradient : Step {
   Pairs pairs;
   Int offset;
   Int kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+};
+
+// Group by group. Order of Convolution.weights.
+struct ConvolutionGradient : WindowGradient {
   Int groups, group_in, group_out, by_row;
 };
 
-// The same of one filter per channel. Order of Depthwise.weights.
-struct DepthwiseGradient : Step {
-  Pairs pairs;
-  Int offset;
-  Int kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
-};
+// One filter per channel. Order of Depthwise.weights.
+struct DepthwiseGradient : WindowGradient {};
 
 // That of a Convolution in the Winograd domain, still to be transformed back:
 // [frequency][panel][k][width].

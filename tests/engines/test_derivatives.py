@@ -5,7 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from derivatives import KINDS, assert_agree, natively, pair, products, relative
+from derivatives import (
+    KINDS,
+    assert_agree,
+    assert_threads_change_no_bit,
+    natively,
+    pair,
+    products,
+    relative,
+)
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from models import labels, normal
 from random_models import ACTIVATIONS, Apply, Combine, Problem, problems
@@ -81,6 +89,28 @@ def test_images(level: str, name: str, precision: str) -> None:
         data = (IMAGES[0][:, :, :12, :8].contiguous(), IMAGES[1])
     native, exact = pair(model, nn.CrossEntropyLoss(), data, precision)
     assert_agree(native, exact)
+
+
+@pytest.mark.parametrize("before", [nn.ReLU(), nn.Tanh()])
+@pytest.mark.parametrize(
+    "pool",
+    [
+        nn.MaxPool2d(3, 2, padding=1),
+        nn.MaxPool2d((3, 2), (1, 2)),
+        nn.MaxPool2d((2, 3), 2, dilation=(3, 2)),
+        nn.MaxPool2d(2),
+        nn.MaxPool2d(2, padding=1),
+    ],
+)
+def test_windows_of_a_max_pool(level: str, before: nn.Module, pool: nn.Module) -> None:
+    """Apart, overlapping, beyond the image; where a relu gave zeros nothing passes."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 17, 3), before, pool, nn.Conv2d(17, 5, 2), nn.Tanh(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3),
+    )  # fmt: skip
+    native, exact = pair(model, nn.CrossEntropyLoss(), (normal(9, 2, 11, 9), labels(9, 3)))
+    assert_agree(native, exact, columns=1)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +194,9 @@ def test_loss(level: str, name: str) -> None:
 def test_random_architectures(problem: Problem) -> None:
     try:
         native, exact = pair(*problem)
-    except NotCovered:
+    except NotCovered as reason:
+        if "not that of torch" in str(reason):
+            raise  # the plan is wrong, not missing
         assume(False)
     # kinks that lie within a rounding of float32 give another derivative
     assert_agree(native, exact, columns=1, bound=1e-3)
@@ -180,13 +212,7 @@ def small() -> NativeDerivatives:
 
 def test_threads_change_no_bit(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CHUNK_SAMPLES", 1)  # a chunk per block
-    native = small()
-    results = []
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
-        results.append(products(native, columns=1))
-    assert torch.equal(results[0], results[1])
-    assert torch.equal(results[0], results[2])
+    assert_threads_change_no_bit(small())
 
 
 def test_a_call_has_a_chunk_for_every_thread(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from derivatives import assert_agree, pair, products
+from derivatives import assert_agree, assert_threads_change_no_bit, pair
 from models import labels, normal
 from random_models import Combine
 from torch import nn
@@ -134,12 +134,7 @@ def test_padding_beyond_the_kernel(level: str, channels: int, options: dict[str,
 def test_threads_change_no_bit_in_groups(monkeypatch: pytest.MonkeyPatch, make: Any) -> None:
     monkeypatch.setattr(module, "CHUNK_SAMPLES", 1)
     native = pair(make(), nn.CrossEntropyLoss(), (normal(75, 2, 13, 11), labels(75, 5)))[0]
-    results = []
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
-        results.append(products(native, columns=1))
-    assert torch.equal(results[0], results[1])
-    assert torch.equal(results[0], results[2])
+    assert_threads_change_no_bit(native)
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "squeezenet1_1", "shufflenet_v2_x0_5"])

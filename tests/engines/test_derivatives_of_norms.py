@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from derivatives import assert_agree, pair
+from derivatives import assert_agree, assert_threads_change_no_bit, pair
 from models import labels, normal
 from random_models import Apply, randomised
 from torch import nn
@@ -143,11 +143,4 @@ def test_several_blocks_and_sub_blocks_change_no_bit(monkeypatch: pytest.MonkeyP
     tape = native._tape("hessian")
     assert tape.block < 75
     assert_agree(native, exact, columns=1)
-    point, v = exact.center.float(), normal(exact.space.size, seed=4).float()
-    found = []
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
-        native.forget()
-        found.append(native.hessian_vector_product(point, v))
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
+    assert_threads_change_no_bit(native)

@@ -43,7 +43,7 @@ def activate(tape: Tape, node: Node) -> None:
             slot = tape.slope(tape.point, sloped, g, kind, constants)
             tape.give(tape.cotangents, tape.point, x_value, slot)
         if h is not None:
-            crossed = g if tape.kind == "hessian" else None
+            crossed = tape.again(g) if tape.kind == "hessian" else None
             slot = tape.slope(tape.along, sloped, h, kind, constants, tangent, crossed)
             tape.give(tape.cotangent_tangents, tape.along, x_value, slot)
 
@@ -80,7 +80,7 @@ def binary(tape: Tape, node: Node) -> None:
                 tape.give(tape.cotangent_tangents, tape.along, value, slot)
             product = kind == BinaryKind.MUL and tape.kind == "hessian"
             if product and g is not None and crossed is not None:
-                slot = through(tape, tape.along, kind, g, crossed, sign, mine)
+                slot = through(tape, tape.along, kind, tape.again(g), crossed, sign, mine)
                 tape.give(tape.cotangent_tangents, tape.along, value, slot)
 
     tape.backward.append(back)
@@ -135,14 +135,13 @@ def pool(tape: Tape, node: Node) -> None:
     x_value = node.inputs[0]
     x = tape.slot(x_value, "first")
     out = tape.add_slot(node.output, "first")
-    choice = tape.like(out)  # of a max_pool, which is all that its derivatives need of x
-    forward, back_through = pool_steps(tape, node, x, choice)
+    forward, back_through, needed = pool_steps(tape, node, x, out)
     tape.emit(tape.point, [x], out, forward(x, out), node.op)
     tangent = tape.tangents.get(x_value)
     if tape.has_tangents and tangent is not None:
         sums = tape.like(out)
         if node.op == "max_pool":
-            tape.emit(tape.along, [choice, tangent], sums, back_through(tangent, sums, 0), node.op)
+            tape.emit(tape.along, [*needed, tangent], sums, back_through(tangent, sums, 0), node.op)
         else:
             tape.emit(tape.along, [tangent], sums, forward(tangent, sums), node.op)
         tape.tangents[node.output] = sums
@@ -150,34 +149,35 @@ def pool(tape: Tape, node: Node) -> None:
     def back() -> None:
         if not tape.needs_cotangent(x_value):
             return
-        for table, steps in ((tape.cotangents, tape.point),
-                             (tape.cotangent_tangents, tape.along)):  # fmt: skip
-            given = table.get(node.output)
-            if given is not None:
-                target = tape.like(x)
-                reads = [choice, given] if node.op == "max_pool" else [given]
-                make = back_through(given, target, 1)
-                tape.emit(steps, [*reads], target, make, f"{node.op} gradient")
-                tape.give(table, steps, x_value, target)
-                if steps is tape.point:
-                    spread = tape.formed_again[target] = tape.like(x)
-                    make = back_through(given, spread, 1)
-                    tape.emit(tape.along, [*reads], spread, make, f"{node.op} gradient")
+
+        def spread(steps: list[Draft], source: int, to: int) -> None:
+            make = back_through(source, to, 1)
+            tape.emit(steps, [*needed, source], to, make, f"{node.op} gradient")
+
+        g, h = (t.get(node.output) for t in (tape.cotangents, tape.cotangent_tangents))
+        if g is not None:
+            tape.give(tape.cotangents, tape.point, x_value, tape.form(g, x, spread))
+        if h is not None:
+            target = tape.like(x)
+            spread(tape.along, h, target)
+            tape.give(tape.cotangent_tangents, tape.along, x_value, target)
 
     tape.backward.append(back)
 
 
 def pool_steps(
-    tape: Tape, node: Node, x: int, choice: int
+    tape: Tape, node: Node, x: int, out: int
 ) -> tuple[
     Callable[[int, int], Callable[[], records.Step]],
     Callable[[int, int, int], Callable[[], records.Step]],
+    list[int],
 ]:
-    """(source, out) -> the pooling; (source, out, spread) -> its derivative."""
+    """(source, out) -> the pooling; (source, out, spread) -> its derivative; what that needs."""
     if node.op == "adaptive_avg_pool":
         return (
             lambda a, b: lambda: records.AdaptivePool(a, b),
             lambda a, b, _: lambda: AdaptivePoolGradient(a, b),
+            [],
         )
     (top, left), trailing = paddings(node)
     if (top, left) != trailing:
@@ -188,6 +188,7 @@ def pool_steps(
     if node.op == "max_pool":
         fields["dilation_h"], fields["dilation_w"] = node.attrs["dilation"]
         rectified = int(node.inputs[0] in tape.rectified_by_pool)
+        choice = tape.like(out)  # all that the derivatives need of x
         tape.emit(tape.point, [x], choice, lambda: MaxPoolChoice(x, choice, **fields,
                   rectified=rectified), "max_pool choice")  # fmt: skip
         return (
@@ -195,12 +196,14 @@ def pool_steps(
             lambda a, b, spread: (
                 lambda: MaxPoolGradient(choice, b, **fields, source=a, spread=spread)
             ),
+            [choice],
         )
     fields["count_padding"] = int(node.attrs["count_include_pad"])
     fields["divisor"] = node.attrs["divisor"] or 0
     return (
         lambda a, b: lambda: records.AveragePool(a, b, **fields),
         lambda a, b, _: lambda: AveragePoolGradient(a, b, **fields),
+        [],
     )
 
 

@@ -109,8 +109,8 @@ def linear_back(
         multiply(tape, tape.along, weights, h, sums, rows, depth, Epilogue())
         begun = True
     if g is not None and tape.kind == "hessian" and name in tape.trainable:
-        multiply(tape, tape.along, weights, g, sums, rows, depth, Epilogue(), along=True,
-                      accumulate=begun)  # fmt: skip
+        multiply(tape, tape.along, weights, tape.again(g), sums, rows, depth, Epilogue(),
+                      along=True, accumulate=begun)  # fmt: skip
         begun = True
     if begun:
         tape.flat_reads.append(sums)

@@ -67,10 +67,8 @@ def ordered(tape: Tape, node: Node, order: str) -> Node:
 
 
 def _in_order(tape: Tape, value: int, order: str) -> int:
-    held = tape.slot_of.get(
-        value, {order: -1}
-    )  # a Linear reads what has no slot where it comes from
-    if order in held:
+    held = tape.slot_of.get(value)
+    if held is None or order in held:  # a Linear reads what has no slot where it comes from
         return value
     if (value, order) not in tape.moved:
         moved = _copied(tape, value, tape.program.values[value].shape, order)

@@ -44,12 +44,10 @@ def batch_norm(tape: Tape, node: Node) -> None:
         if not tape.needs_cotangent(x_value):
             return
         if g is not None and tape.has_cotangents:
-            target = tape.like(x)
-            tape.combine(tape.point, g, None, target, (scale, False))
+            target = tape.form(g, x, lambda steps, source, to: tape.combine(
+                steps, source, None, to, (scale, False)))  # fmt: skip
             tape.give(tape.cotangents, tape.point, x_value, target)
-            tape.formed_again[target] = tape.like(x)
-            tape.combine(tape.along, g, None, tape.formed_again[target], (scale, False))
-        crossed = g if tape.kind == "hessian" and trained else None
+        crossed = tape.again(g) if tape.kind == "hessian" and trained else None
         if h is not None:
             sums = tape.like(x)
             tape.combine(tape.along, h, crossed, sums, (scale, False), (scale, True))
@@ -66,7 +64,7 @@ def batch_norm_gradient(
         return
     gamma, beta = node.tensors.get("weight"), node.tensors.get("bias")
     mean, var, eps = node.tensors["mean"], node.tensors["var"], node.attrs["eps"]
-    pairs, source = tape.pairs(x, tangent, g, h), g if tape.kind == "gradient" else h
+    pairs, source = tape.pairs(x, tangent, g, h), tape.summed(g, h)
     if pairs is None or source is None:
         return
     channels, room = tape.shapes[mean][0], tape.slots[source].pixel_pitch
@@ -161,7 +159,7 @@ def norm(
 
     def back() -> None:
         g, h = tape.handed_back(value, out, activation)
-        source = g if tape.kind == "gradient" else h
+        source = tape.summed(g, h)
         if source is not None:
             parameter_part(tape, node.tensors.get("bias"), Pairs(source, NONE), scaling.pitch)
         pairs = tape.pairs(plain.out, moved, g, h)
@@ -182,21 +180,22 @@ def norm_back(
     if g is not None and tape.has_cotangents:
         q = g
         if weight != NONE:
-            q = tape.like(plain.out)
-            tape.combine(tape.point, g, None, q, (weight, False), pitch=scaling.pitch)
+            q = tape.form(g, plain.out, lambda steps, source, to: tape.combine(
+                steps, source, None, to, (weight, False), pitch=scaling.pitch))  # fmt: skip
         slot = norm_slope(tape, tape.point, plain, q)
         tape.give(tape.cotangents, tape.point, x_value, slot)
     if h is None:
         return
     q_tangent = h
     if weight != NONE:
-        crossed = tape.kind == "hessian" and node.tensors["weight"] in tape.trainable
+        trained = tape.kind == "hessian" and node.tensors["weight"] in tape.trainable
+        crossed = tape.again(g) if trained else None
         q_tangent = tape.like(plain.out)
         tape.combine(
-            tape.along, h, g if crossed else None, q_tangent, (weight, False), (weight, True),
+            tape.along, h, crossed, q_tangent, (weight, False), (weight, True),
             pitch=scaling.pitch,
         )  # fmt: skip
-    slot = norm_slope(tape, tape.along, plain, q_tangent, tangent, q)
+    slot = norm_slope(tape, tape.along, plain, q_tangent, tangent, tape.again(q))
     tape.give(tape.cotangent_tangents, tape.along, x_value, slot)
 
 

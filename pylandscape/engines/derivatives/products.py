@@ -96,8 +96,8 @@ def convolution(tape: Tape, node: Node, order: str, geometry: Geometry) -> None:
 
     def back() -> None:
         g, h = tape.handed_back(value, out, activation)
-        tape.bias_part(node, tape.again(g), h)
-        pairs = tape.pairs(x, tangent, tape.again(g), h)
+        tape.bias_part(node, g, h)
+        pairs = tape.pairs(x, tangent, g, h)
         if pairs is not None and name in tape.trainable:
             conv_gradient(tape, name, weights, pairs)
         if tape.needs_cotangent(x_value):
@@ -222,16 +222,10 @@ def conv_back(
     if g is not None and tape.has_cotangents:
         convolve(tape, tape.point, turned, g, target, Epilogue())
         tape.give(tape.cotangents, tape.point, x_value, target)
-    if not tape.has_tangents:
-        return
-    if h is None and crossed is None:
-        return
-    sums = tape.like(x)
     if h is not None:
+        sums = tape.like(x)
         convolve(tape, tape.along, turned, h, sums, Epilogue(), second=crossed)
-    elif crossed is not None:
-        convolve(tape, tape.along, turned, crossed, sums, Epilogue(), along=True)
-    tape.give(tape.cotangent_tangents, tape.along, x_value, sums)
+        tape.give(tape.cotangent_tangents, tape.along, x_value, sums)
 
 
 def dilated(tape: Tape, steps: list[Draft], source: int, stride: tuple[int, int]) -> int:

@@ -61,8 +61,9 @@ class Pairs:
 
 
 @dataclass
-class ConvolutionGradient(Step):
-    kind, name = 23, "conv gradient"
+class WindowGradient(Step):
+    """Base of the derivatives in the filters of convolutions."""
+
     pairs: Pairs
     offset: int
     kernel_h: int
@@ -73,6 +74,11 @@ class ConvolutionGradient(Step):
     pad_w: int
     dilation_h: int
     dilation_w: int
+
+
+@dataclass
+class ConvolutionGradient(WindowGradient):
+    kind, name = 23, "conv gradient"
     groups: int
     group_in: int
     group_out: int
@@ -132,15 +138,5 @@ class NormSlope(Step):
 
 
 @dataclass
-class DepthwiseGradient(Step):
+class DepthwiseGradient(WindowGradient):
     kind, name = 29, "conv gradient depthwise"
-    pairs: Pairs
-    offset: int
-    kernel_h: int
-    kernel_w: int
-    stride_h: int
-    stride_w: int
-    pad_h: int
-    pad_w: int
-    dilation_h: int
-    dilation_w: int

@@ -15,6 +15,7 @@ backward pass of a convolution is a convolution with turned filters, of a Linear
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import overload
 
 from torch import Tensor
 
@@ -72,7 +73,7 @@ class Tape(Lowering):
         self.active = _active_values(program, trainable)
         self.rectified_by_pool: set[int] = set()  # values whose relu the pooling behind derives
         self.moved: dict[tuple[int, str], int] = {}  # (value, order): the value that holds it so
-        self.formed_again: dict[int, int] = {}  # see `again`
+        self.formed_again: dict[int, int] = {}  # see `form`
         self.flat_reads: list[int] = []  # slots that a Linear reads as one run of memory
 
     @property
@@ -85,8 +86,8 @@ class Tape(Lowering):
         return self.kind in ("gradient", "hessian")
 
     def slot(self, value: int, order: str) -> int:
-        held = self.slot_of.get(value, {order: -1})
-        assert order in held, "a move without derivatives"  # see movement.ordered
+        held = self.slot_of.get(value)
+        assert held is None or order in held, "a move without derivatives"  # see movement.ordered
         return super().slot(value, order)
 
     def add_value(self, shape: tuple[int, ...], like: int) -> int:
@@ -140,12 +141,28 @@ class Tape(Lowering):
         self.combine(steps, table[value], slot, total)
         table[value] = total
 
-    def again(self, cotangent: int | None) -> int | None:
-        """A cotangent of the point for steps along a direction.
+    def form(self, source: int, like: int, make: Callable[[list[Draft], int, int], None]) -> int:
+        """A cotangent of the point that is cheaply made of another one, `source`.
 
-        Where these form it again, from less than it takes to keep it, it is another slot.
+        Both plans make it, so that it need not be kept: steps along a direction read `again` of it.
         """
+        out = self.like(like)
+        make(self.point, source, out)
+        self.formed_again[out] = self.like(like)
+        make(self.along, self.again(source), self.formed_again[out])
+        return out
+
+    @overload
+    def again(self, cotangent: int) -> int: ...
+    @overload
+    def again(self, cotangent: int | None) -> int | None: ...
+    def again(self, cotangent: int | None) -> int | None:
+        """A cotangent of the point, for steps along a direction."""
         return None if cotangent is None else self.formed_again.get(cotangent, cotangent)
+
+    def summed(self, g: int | None, h: int | None) -> int | None:
+        """The cotangent or its tangent that is summed for a layer's bias."""
+        return self.again(g) if self.kind == "gradient" else h
 
     def combine(
         self,
@@ -212,6 +229,7 @@ class Tape(Lowering):
 
     def pairs(self, x: int, tangent: int | None, g: int | None, h: int | None) -> Pairs | None:
         """Which products make up the derivative in a layer's weights."""
+        g = self.again(g)
         if self.kind == "gradient":
             return None if g is None else Pairs(x, g)
         if h is None:
@@ -236,7 +254,7 @@ class Tape(Lowering):
 
     def bias_part(self, node: Node, g: int | None, h: int | None) -> None:
         name = node.tensors.get("bias")
-        source = g if self.kind == "gradient" else h
+        source = self.summed(g, h)
         if name not in self.trainable or source is None:
             return
         assert name is not None
