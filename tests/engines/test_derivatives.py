@@ -24,6 +24,7 @@ from pylandscape import _ops
 from pylandscape.engines import packing
 from pylandscape.engines.derivatives import engine as module
 from pylandscape.engines.derivatives.engine import NativeDerivatives
+from pylandscape.engines.derivatives.tape import Tape
 from pylandscape.engines.program import NotCovered
 
 
@@ -237,6 +238,27 @@ def test_a_call_has_a_chunk_for_every_thread(monkeypatch: pytest.MonkeyPatch) ->
             (first, min(samples, first + threads * block))
             for first in range(0, samples, threads * block)
         ]
+
+
+@pytest.mark.parametrize("layer", [nn.MaxPool2d(4), nn.AvgPool2d(4), nn.BatchNorm2d(16)])
+def test_what_is_formed_again_is_not_kept(
+    monkeypatch: pytest.MonkeyPatch, layer: nn.Module
+) -> None:
+    """The cotangents behind a convolution, one per output, from fewer or from others."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 16, 1), nn.Tanh(), nn.Conv2d(16, 16, 3, padding=1), layer, nn.Flatten(),
+        nn.LazyLinear(3),
+    )  # fmt: skip
+    data = normal(9, 2, 12, 8), labels(9, 3)
+    model(data[0].float())
+
+    def kept() -> int:
+        return pair(model, nn.CrossEntropyLoss(), data)[0].bytes_per_sample
+
+    with_all = kept()
+    monkeypatch.setattr(Tape, "again", lambda _, cotangent: cotangent)
+    assert with_all + 4 * 16 * 12 * 8 <= kept()
 
 
 def test_what_is_kept_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
