@@ -24,8 +24,8 @@ STABLE_TORCH_LIBRARY(pylandscape, m) {
       "Tensor constants, Tensor indices, Tensor seeds, Tensor scales, Tensor origins, int first, "
       "int last, int points_at_once, int samples_at_once, int math) -> ()");
   m.def(
-      "hessian_vector_product(Tensor(a!) products, Tensor(b!) sums, Tensor packed, Tensor inputs, "
-      "Tensor targets, Tensor point_plan, Tensor direction_plan, Tensor constants, "
-      "Tensor indices, Tensor(c!) kept, int kept_size, bool filled, int chunk, int first, "
+      "hessian_vector_product(Tensor(a!) products, Tensor(b!) sums, Tensor(c!) packed, "
+      "Tensor inputs, Tensor targets, Tensor point_plan, Tensor direction_plan, Tensor constants, "
+      "Tensor indices, Tensor(d!) kept, int kept_size, bool filled, int chunk, int first, "
       "int last) -> ()");
 }

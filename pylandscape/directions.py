@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pylandscape import _ops
-from pylandscape._checks import require, show
+from pylandscape._checks import all_finite, require, show
 from pylandscape.parameters import ParameterSpace
 
 if TYPE_CHECKING:
@@ -88,8 +88,10 @@ class Directions:
             center is None or center.shape == (space.size,),
             f"Directions.from_vectors: center must have shape [{space.size}], got {show(center)}.",
         )
-        finite = bool(torch.isfinite(vectors).all())
-        require(finite, "Directions.from_vectors: vectors must be finite, got NaN or inf.")
+        require(
+            all_finite(vectors),
+            "Directions.from_vectors: vectors must be finite, got NaN or inf.",
+        )
         attrs = {"directions": f"{len(vectors)} given vectors"} | dict(attrs or {})
         return cls(space, stored=vectors, center=center, labels=labels, attrs=attrs)
 

@@ -53,7 +53,8 @@ class Turns {
 };
 
 // Adds to products [max(V, 1), G] the sums over samples [first, last), and to `sums` [7], where the
-// plan of the point is run, those of the loss.
+// plan of the point is run, those of the loss. The folded vectors are formed in the rows of packed
+// [1 + V, packed + folded], behind those that they are made of.
 void hessian_vector_product_cpu(const Tensor& products, const Tensor& sums, const Tensor& packed,
                                 const Tensor& inputs, const Tensor& targets,
                                 const Tensor& point_plan, const Tensor& direction_plan,
@@ -67,25 +68,17 @@ void hessian_vector_product_cpu(const Tensor& products, const Tensor& sums, cons
   const Int directions = packed.size(0) - 1, samples = last - first;
   const Int rows = products.size(0), columns = products.size(1);
   const Int block_samples = at_point.head->block;
-  require(packed.size(1) == at_point.head->packed, "packed must have ", at_point.head->packed,
-          " columns, got ", packed.size(1));
+  const Int width = at_point.head->packed + at_point.head->folded;
+  require(packed.size(1) == width, "packed must have ", width, " columns, got ", packed.size(1));
   require(rows == std::max<Int>(directions, 1), "products must have a row per direction");
   require(first % (chunk * block_samples) == 0, "a range must start with a chunk, got ", first);
   if (samples <= 0) return;
 
-  // The weights of the point and of the directions, with the folded ones behind.
-  const Int width = at_point.head->packed + at_point.head->folded;
-  const float* weights = packed.const_data_ptr<float>();
-  Floats with_folded;
-  if (at_point.head->folded > 0) {
-    with_folded = zeros((1 + directions) * width);
-    const auto fold = PYLANDSCAPE_DISPATCH(fold_weights);
-    for (Int j = 0; j <= directions; ++j) {
-      float* to = with_folded.get() + j * width;
-      std::copy_n(weights + j * at_point.head->packed, at_point.head->packed, to);
-      fold(at_point, constants.const_data_ptr<float>(), j == 0 ? 1.0f : 0.0f, to);
-    }
-    weights = with_folded.get();
+  float* weights = packed.mutable_data_ptr<float>();
+  const auto fold = PYLANDSCAPE_DISPATCH(fold_weights);
+  for (Int j = 0; j <= directions; ++j) {
+    const float missing = j == 0 ? 1.0f : 0.0f;
+    fold(at_point, constants.const_data_ptr<float>(), missing, weights + j * width);
   }
 
   Context context = make_context(at_point, inputs, targets, constants, indices);

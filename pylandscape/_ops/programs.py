@@ -139,7 +139,8 @@ def hessian_vector_product(
     Args:
         products: float64 [max(V, 1), G], derivatives in the order of the kernels.
         sums: float64 [7], the sums of the loss, as in `evaluate_points`; added to unless `filled`.
-        packed: float32 [1 + V, packed], the point and the directions in the kernels' order.
+        packed: float32 [1 + V, packed + folded], the point and the directions in the kernels'
+            order; the folded scales and shifts of batch_norms are written behind.
         inputs, targets: as in `evaluate_points`.
         point_plan, direction_plan, constants, indices: see `engines/derivatives/plan.py`.
         kept: float32 [blocks, kept_size], what is kept of the point for later calls, or empty.

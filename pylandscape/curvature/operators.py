@@ -9,7 +9,7 @@ import torch
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
-from pylandscape._checks import require, show
+from pylandscape._checks import all_finite, require, show
 from pylandscape.objective import Objective
 
 
@@ -111,7 +111,7 @@ class CurvatureOperator:
             ValueError: `v` has another length, dtype or device, or the product is not finite.
         """
         product = self.unchecked(v)
-        if not torch.isfinite(product).all():
+        if not all_finite(product):
             raise ValueError(f"{self.kind} @ v: the product must be finite, got {self._cause(v)}")
         return product
 
@@ -177,14 +177,14 @@ class CurvatureOperator:
 
     def _cause(self, v: Tensor) -> str:
         """Why a product is not finite: the first culprit on the way to it."""
-        if not torch.isfinite(v).all():
+        if not all_finite(v):
             return "NaN or infinite entries in v. Check the vector."
-        if not torch.isfinite(self.at).all():
+        if not all_finite(self.at):
             return "NaN or infinite parameters. The model has diverged: use an earlier state."
         loss, gradient = self.objective.loss_and_gradient(at=self.at)
         if not np.isfinite(loss):
             return f"a loss of {loss} at this point. Check the model and the data."
-        if not torch.isfinite(gradient).all():
+        if not all_finite(gradient):
             return f"a gradient that is not finite (loss {loss:.6g}). Check the loss function."
         return (
             f"NaN or infinity from the second derivative alone (loss {loss:.6g}, finite gradient). "

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pylandscape._checks import require, show, users_level
+from pylandscape._checks import all_finite, require, show, users_level
 from pylandscape.curvature._krylov import SymmetricOperator, check_operator, described
 from pylandscape.curvature._probes import Probes, Vectors, check_vectors
 from pylandscape.objective import Interrupted
@@ -416,7 +416,7 @@ def _products(H: SymmetricOperator, rows: Tensor) -> Tensor:
     """H z for each row z, as rows."""
     images = (H @ rows.T).T
     require(
-        bool(torch.isfinite(images).all()),
+        all_finite(images),
         "H @ v must be finite, got NaN or infinity. Look for them in the matrix.",
     )
     return images

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from pylandscape._checks import all_finite
 from pylandscape.engines.module import FunctionalModule, unchanged
 
 Product = Callable[[dict[str, Tensor], dict[str, Tensor], Any], list[Tensor]]
@@ -103,7 +104,7 @@ class CompiledProducts:
         self, kind: Hashable, product: Product, arguments: tuple[Any, ...], expected: list[Tensor]
     ) -> None:
         """Makes a graph for batches of this kind, from a product whose result is known."""
-        if not all(bool(torch.isfinite(x).all()) for x in expected):
+        if not all(map(all_finite, expected)):
             return  # no two ways need agree on it
         try:
             with unchanged(self._module.model), warnings.catch_warnings():

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pylandscape import _ops
 from pylandscape.engines.capture import capture
 from pylandscape.engines.eager import MOMENTS, EagerEngine
+from pylandscape.engines.lowering import State
 from pylandscape.engines.module import Buffers
 from pylandscape.engines.plan import LossSpec, make_plan
 from pylandscape.engines.points import DirectionSet, Points
@@ -165,13 +166,17 @@ class NativeEngine:
     def _pack(self, center: Tensor, vectors: Iterable[Tensor] = (), count: int = 0) -> Tensor:
         """The centre and the directions in the kernels' order [1 + D, packed]."""
         packed = torch.zeros(1 + count, self.plan.packed, device=self._inputs.device)
-        self.plan.pack(self._state(center), packed[0])
-        self.pack_directions(self.plan, vectors, packed[1:])
+        state = self._state(center)
+        self.plan.pack(state, packed[0])
+        self.pack_directions(self.plan, state, vectors, packed[1:])
         return packed
 
-    def pack_directions(self, plan: Any, vectors: Iterable[Tensor], rows: Tensor) -> None:
+    def pack_directions(
+        self, plan: Any, state: State, vectors: Iterable[Tensor], rows: Tensor
+    ) -> None:
         """Writes directions [P] into rows [packed] of a plan; along them, what is fixed is zero."""
-        fixed = {name: torch.zeros(tensor.shape) for name, tensor in self._state().items()}
+        moved = {entry.name for entry in self.space.entries}
+        fixed = {name: torch.zeros(x.shape) for name, x in state.items() if name not in moved}
         for row, vector in zip(rows, vectors, strict=True):
             plan.pack(fixed | self.space.unflatten(vector.float()), row)
 

@@ -116,7 +116,10 @@ def per_element(tensor: Tensor, order: str, lanes: int) -> Tensor:
 
 
 class Movement:
-    """A packing that puts every element of a tensor in one place, done and undone by one gather.
+    """A packing that puts every element of a tensor in one place, and back.
+
+    Where it only permutes dimensions, once they are split in the right way, it is a strided copy:
+    several times faster than a gather of the elements, which it is elsewhere.
 
     Args:
         pack: the packing; it is called once, with the numbers of the elements.
@@ -140,9 +143,41 @@ class Movement:
         places[self._elements[taken].long() - 1] = taken.int()
         return places
 
+    @functools.cached_property
+    def _strides(self) -> tuple[list[int], list[int]] | None:
+        """The sizes and strides of the tensor in the order of the places, where it has some."""
+        if len(self._elements) != torch.Size(self._shape).numel():
+            return None
+        return strides(self._elements - 1)
+
     def __call__(self, tensor: Tensor) -> Tensor:
-        elements = torch.cat((tensor.new_zeros(1), tensor.reshape(-1)))
-        return elements.index_select(0, self._elements)
+        flat = tensor.contiguous().view(-1)
+        if self._strides is not None:
+            return flat.as_strided(*self._strides).reshape(-1)
+        return torch.cat((flat.new_zeros(1), flat)).index_select(0, self._elements)
 
     def undo(self, packed: Tensor) -> Tensor:
-        return packed.index_select(0, self._places).view(self._shape)
+        if self._strides is None:
+            return packed.index_select(0, self._places).view(self._shape)
+        tensor = packed.new_empty(self._shape)
+        moved = tensor.as_strided(*self._strides)
+        moved.copy_(packed.view(moved.shape))
+        return tensor
+
+
+def strides(numbers: Tensor) -> tuple[list[int], list[int]] | None:
+    """Sizes and strides, not negative, that count from 0 in this order, or None."""
+    sizes, steps = list[int](), list[int]()
+    while len(numbers) > 1:
+        step = int(numbers[1] - numbers[0])
+        ends = (numbers.diff() != step).nonzero()
+        run = int(ends[0]) + 1 if len(ends) else len(numbers)
+        if step < 0 or len(numbers) % run:
+            return None
+        rows = numbers.view(-1, run)
+        if not torch.equal(rows, rows[:, :1] + step * torch.arange(run)):
+            return None
+        sizes.insert(0, run)
+        steps.insert(0, step)
+        numbers = rows[:, 0]
+    return (sizes, steps) if numbers[0] == 0 else None

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pylandscape._checks import require, show
+from pylandscape._checks import all_finite, require, show
 from pylandscape.objective import Objective
 from pylandscape.progress import progress_bar
 from pylandscape.sharpness._checks import checked_center, loss_and_gradient, norm, starts_of
@@ -200,7 +200,7 @@ class _Search:
             successes += rise > before
             if rise > best.rise or np.isnan(best.rise):
                 best, best_gradient = _Found(rise, u), gradient
-            if not bool(torch.isfinite(gradient).all()):
+            if not all_finite(gradient):
                 if rise == np.inf:
                     break  # there is no more
                 step_back = True

@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from pylandscape._checks import require, show
+from pylandscape._checks import all_finite, require, show
 from pylandscape.directions import Directions
 from pylandscape.objective import Objective
 from pylandscape.parameters import ParameterSpace
@@ -234,7 +234,7 @@ class _Rows:
             for row, snapshot in zip(block, self.snapshots, strict=True):
                 snapshot.read(row, self.space, start)
                 require(
-                    bool(row.isfinite().all()),
+                    all_finite(row),
                     "principal_directions: path must have finite snapshots, got NaN or inf in "
                     f"{snapshot.file.name}. The training diverged: delete the snapshots from there "
                     "on.",

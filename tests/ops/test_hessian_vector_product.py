@@ -28,7 +28,7 @@ class Case:
         self.tape = tape = native._tape("hessian")
         state = native.native._state(objective.center)
         self.state = state
-        self.packed = torch.zeros(1 + directions, tape.packed)
+        self.packed = torch.zeros(1 + directions, tape.packed + tape.folded)
         for row, vector in zip(self.packed, [objective.center, *self.vectors.float()], strict=True):
             tape.pack({"weight": vector.view(5, 4)}, row)
         self.chunk = 1

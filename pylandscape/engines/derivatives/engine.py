@@ -3,10 +3,12 @@
 import time
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pylandscape import _ops
+from pylandscape._checks import all_finite
 from pylandscape.engines.derivatives.plan import KINDS, TapePlans, make_tape
 from pylandscape.engines.native import (
     LANES,
@@ -23,7 +25,7 @@ VECTORS = 8  # directions that share a pass, at most
 PASS_BYTES = 32 << 20  # of weights and derivatives along them: what a last-level cache may hold
 # What a thread sums in float32: so many samples, fewer of a large network, whose share of a call
 # between two looks for Ctrl-C would take long otherwise.
-CHUNK_SAMPLES, CHUNK_FLOPS = 128, 2e9  # of losses; a product takes some eight times as many
+CHUNK_SAMPLES, CHUNK_FLOPS = 128, 3e9  # of losses; a product takes some eight times as many
 SINGLE_SAMPLES = 8  # that are compared with torch's one at a time
 TOLERANCE = 1e-3  # of a gradient and a product against torch, relative to their norm
 
@@ -53,7 +55,7 @@ class NativeDerivatives:
         self._kept = torch.zeros(0, 0)
         self._kept_kind = ""
         self._kept_for: list[Tensor] | None = None  # the point and the model's other tensors
-        self._center = torch.zeros(0)
+        self._packed: dict[str, Tensor] = {}
         self._seconds: dict[str, float] = {}  # of one sample and direction, as last measured
         self._verify()
 
@@ -74,7 +76,7 @@ class NativeDerivatives:
     def loss_and_gradient(self, vector: Tensor) -> tuple[Tensor, Tensor]:
         """The mean loss (float64 scalar) and its gradient [P] in float32."""
         sums, (gradient,) = self._products("gradient", vector, vector.new_zeros(0, len(vector)))
-        if not bool(torch.isfinite(gradient).all()):
+        if not all_finite(gradient):
             return self.reference.loss_and_gradient(vector)
         return sums[0] / self.reference.total_weight, gradient
 
@@ -97,13 +99,13 @@ class NativeDerivatives:
 
     def _product(self, kind: str, vector: Tensor, directions: Tensor) -> Tensor | None:
         """None where it is not finite: what NaN and inf become is for torch to say."""
-        rows = directions[None] if directions.ndim == 1 else directions.T
+        rows = directions[None] if directions.ndim == 1 else directions.T.contiguous()
         if len(rows) == 0:
             return directions
         together = self._vectors_per_pass(self._tape(kind))
         parts = [self._products(kind, vector, part)[1] for part in rows.split(together)]
         found = torch.cat(parts)
-        if not bool(torch.isfinite(found).all()):
+        if not all_finite(found):
             return None
         return found[0] if directions.ndim == 1 else found.T.contiguous()
 
@@ -119,13 +121,13 @@ class NativeDerivatives:
         constants = tape.constants(state)
         trained = {entry.name for entry in self.space.entries}
         others = [tensor for name, tensor in state.items() if name not in trained]
-        if not self._is_kept(kind, [vector, *others]):
+        known = self._is_kept(kind, [vector, *others])
+        if not known:
             self._make_room(kind, tape)
-            self._center = torch.zeros(tape.packed)
-            tape.pack(state, self._center)
+            tape.pack(state, self._rows(tape, 0)[0])
         weight = self.reference.total_weight
         sums, means = self._sums(tape, state, constants, directions, self._samples, weight)
-        if len(self._kept):
+        if len(self._kept) and not known:
             self._kept_for = [tensor.clone() for tensor in (vector, *others)]
         return sums, means
 
@@ -142,18 +144,18 @@ class NativeDerivatives:
         batch: tuple[Tensor, Tensor],
         divisor: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
-        """Over the inputs and targets of `batch`, at the point in `_center`.
+        """Over the inputs and targets of `batch`, at the point that was packed.
 
         Returns sums [7] of the loss and derivatives [max(V, 1), P] over `divisor`, in float32.
         """
         native, samples = self.native, len(batch[0])
-        packed = torch.zeros(1 + len(directions), tape.packed)
-        packed[0] = self._center
-        native.pack_directions(tape, directions, packed[1:])
+        packed = self._rows(tape, len(directions))
+        native.pack_directions(tape, state, directions, packed[1:])
         products = torch.zeros(max(1, len(directions)), tape.gradient, dtype=torch.float64)
         sums = torch.zeros(7, dtype=torch.float64)
         at_once = min(CHUNK_SAMPLES, CHUNK_FLOPS / max(1, native.program.flops))
-        chunk = max(1, int(at_once) // tape.block)
+        # a power of two: data sets often have such sizes, and all threads end together then
+        chunk = 1 << max(1, int(at_once) // tape.block).bit_length() >> 1
         first, step, threads = 0, chunk * tape.block, torch.get_num_threads()
         while first < samples:
             # not long, so that Ctrl-C is seen, and a chunk for every thread
@@ -176,6 +178,20 @@ class NativeDerivatives:
                     flat[entry.slice] = found[entry.name].reshape(-1)
         return sums, derivatives
 
+    def _rows(self, tape: TapePlans, directions: int) -> Tensor:
+        """[1 + V, packed + folded]: the point, which stays, and directions for the kernels.
+
+        The same memory for all products: to get new pages takes longer than to fill them. Nothing
+        is ever written between the parts, where there must be zeros.
+        """
+        rows = self._packed.get(tape.kind)
+        if rows is None or len(rows) <= directions:
+            room = zeros(1 + directions, tape.packed + tape.folded)
+            if rows is not None:
+                room[: len(rows)] = rows
+            self._packed[tape.kind] = rows = room
+        return rows[: 1 + directions]
+
     def _is_kept(self, kind: str, tensors: list[Tensor]) -> bool:
         known = self._kept_for
         return (
@@ -189,7 +205,7 @@ class NativeDerivatives:
         if kind == "gradient" or 4 * shape[0] * shape[1] > KEPT_BYTES:
             shape = (0, 0)
         if self._kept.shape != shape or self._kept_kind != kind:
-            self._kept = torch.zeros(shape)
+            self._kept = zeros(*shape)
             self._kept_kind = kind
 
     def _tape(self, kind: str) -> TapePlans:
@@ -235,11 +251,15 @@ class NativeDerivatives:
         state = self.native._state(vector)
         for kind, right in zip(("gradient", "hessian"), expected, strict=True):
             tape = self._tape(kind)
-            self._center = torch.zeros(tape.packed)
-            tape.pack(state, self._center)
+            tape.pack(state, self._rows(tape, 0)[0])
             directions = direction[None] if kind == "hessian" else vector.new_zeros(0, len(vector))
             found = self._sums(tape, state, tape.constants(state), directions, batch)[1][0]
             error = torch.linalg.vector_norm(found - right)
             if not error <= TOLERANCE * torch.linalg.vector_norm(right) + 1e-6:
                 return kind
         return None
+
+
+def zeros(*shape: int) -> Tensor:
+    """In float32, on huge pages where there is much: numpy asks the system for them, torch not."""
+    return torch.from_numpy(np.empty(shape, np.float32)).zero_()

@@ -33,6 +33,7 @@ class TapePlans(Packing):
         block: samples per block.
         kept: floats that are kept of the point per block.
         gradient: floats of derivatives per direction.
+        folded: floats that the operator forms behind the packed ones.
         steps: of both plans, for people.
     """
 
@@ -43,6 +44,7 @@ class TapePlans(Packing):
     block: int
     kept: int
     gradient: int
+    folded: int
     steps: list[str]
     _parts: list[Part] = field(repr=False)
 
@@ -166,6 +168,7 @@ def _assemble(tape: Tape) -> TapePlans:
         block=block,
         kept=kept_size,
         gradient=max(tape.gradient_size, 16),
+        folded=tape.folded,
         steps=[draft.label for draft in [*point, *along]],
         _parts=tape.parts,
     )
