@@ -34,28 +34,26 @@ using torch::stable::Tensor;
 
 constexpr Int kLossSums = 7;
 
-// One piece of work for a thread: a point with a range of blocks, or a block with all points.
-struct Task {
-  Int point, first, last;
-};
+// Shares [0, size) among threads. A thread takes half of its part of what is left: long ranges at
+// first, because a point's weights are formed where its blocks are run, and single ones at last, so
+// that the threads end together.
+class Shares {
+ public:
+  Shares(Int size, Int threads) : size_(size), threads_(threads) {}
 
-std::vector<Task> make_tasks(bool by_block, Int points, Int blocks, Int threads) {
-  std::vector<Task> tasks;
-  if (by_block) {
-    for (Int block = 0; block < blocks; ++block) tasks.push_back({0, block, block + 1});
-    return tasks;
+  bool take(Int& first, Int& last) {
+    first = next_.load();
+    do {
+      if (first >= size_) return false;
+      last = first + std::max<Int>(1, (size_ - first) / (2 * threads_));
+    } while (!next_.compare_exchange_weak(first, last));
+    return true;
   }
-  // Few points are cut into ranges of blocks, so that the threads end together.
-  constexpr Int kTasksPerThread = 16;
-  const Int parts =
-      std::clamp<Int>(divide_up(kTasksPerThread * threads, points), 1, threads == 1 ? 1 : blocks);
-  for (Int k = 0; k < points; ++k) {
-    for (Int p = 0; p < parts; ++p) {
-      tasks.push_back({k, blocks * p / parts, blocks * (p + 1) / parts});
-    }
-  }
-  return tasks;
-}
+
+ private:
+  std::atomic<Int> next_{0};
+  const Int size_, threads_;
+};
 
 // Adds to sums [K, 7] those of samples [first, last): a, a^2, a b, b, b^2, correct, counted.
 void evaluate_points_cpu(const Tensor& sums, const Tensor& packed, const Tensor& coordinates,
@@ -77,16 +75,16 @@ void evaluate_points_cpu(const Tensor& sums, const Tensor& packed, const Tensor&
   const bool by_block = plan.head->linear_first != 0;
   const Int blocks = divide_up(samples, plan.head->block);
   const Int threads = torch::stable::get_num_threads();
-  const std::vector<Task> tasks = make_tasks(by_block, points, blocks, threads);
+  Shares shares(by_block ? blocks : points * blocks, threads);
   std::vector<BlockSums> partial(points * blocks);
   const auto form = PYLANDSCAPE_DISPATCH(form_weights);
   const auto point_kernel = PYLANDSCAPE_DISPATCH(evaluate_point);
   const auto block_kernel = PYLANDSCAPE_DISPATCH(evaluate_block);
   const float* centers = packed.const_data_ptr<float>();
   const float* at = coordinates.const_data_ptr<float>();
-  std::atomic<std::size_t> next{0};
   parallel_blocks(threads, [&](Int, Int) {
-    if (next.load() >= tasks.size()) return;
+    Int begin = 0, end = 0;
+    if (!shares.take(begin, end)) return;
     const Floats weights = zeros(plan.head->packed + plan.head->folded);
     const Floats arena = zeros(plan.head->arena);
     Floats products;
@@ -98,21 +96,25 @@ void evaluate_points_cpu(const Tensor& sums, const Tensor& packed, const Tensor&
     mine.arena = arena.get();
     mine.weights = weights.get();
     Int formed = kNone;  // the point whose weights this thread holds
-    for (std::size_t t; (t = next.fetch_add(1)) < tasks.size();) {
-      const Task& task = tasks[t];
+    do {
       if (by_block) {
-        block_kernel(plan, mine, centers, directions, at, points, weights.get(), products.get(),
-                     samples, task.first, blocks, partial.data());
-      } else {
-        if (formed != task.point) {
-          form(plan, centers, directions, at + task.point * directions, mine.constants,
-               weights.get());
-          formed = task.point;
+        for (Int block = begin; block < end; ++block) {
+          block_kernel(plan, mine, centers, directions, at, points, weights.get(), products.get(),
+                       samples, block, blocks, partial.data());
         }
-        point_kernel(plan, mine, samples, task.first, task.last,
-                     partial.data() + task.point * blocks);
+        continue;
       }
-    }
+      while (begin < end) {
+        const Int point = begin / blocks, before = point * blocks;
+        const Int stop = std::min(end, before + blocks);
+        if (formed != point) {
+          form(plan, centers, directions, at + point * directions, mine.constants, weights.get());
+          formed = point;
+        }
+        point_kernel(plan, mine, samples, begin - before, stop - before, partial.data() + before);
+        begin = stop;
+      }
+    } while (shares.take(begin, end));
   });
   double* out = sums.mutable_data_ptr<double>();
   for (Int k = 0; k < points; ++k, out += kLossSums) {
