@@ -3,9 +3,9 @@
 // The planner has lowered the model to a list of steps over activations that stay in the cache: a
 // block of samples goes through all layers before the next block starts. A point's weights are
 // formed in a thread's own memory, in the order the kernels read them; there are never K parameter
-// vectors. Usually a thread takes a point and runs all blocks; where the model starts with a Linear
-// it takes a block and runs all points, because the first layer's product with the centre and with
-// each direction then serves every point.
+// vectors. Usually a thread takes a range of the blocks of all points; where the model starts with
+// a Linear it takes a block and runs all points, because the first layer's product with the centre
+// and with each direction then serves every point.
 //
 // Every (point, block) has its own sums and they are added in order of the blocks, so the result
 // does not depend on the number of threads.

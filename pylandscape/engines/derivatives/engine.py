@@ -55,7 +55,7 @@ class NativeDerivatives:
         self._kept = torch.zeros(0, 0)
         self._kept_kind = ""
         self._kept_for: list[Tensor] | None = None  # the point and the model's other tensors
-        self._packed: dict[str, Tensor] = {}
+        self._packed: dict[str, Tensor] = {}  # parameters for the kernels, by kind; see `_rows`
         self._seconds: dict[str, float] = {}  # of one sample and direction, as last measured
         self._verify()
 
