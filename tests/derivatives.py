@@ -56,6 +56,17 @@ def assert_agree(
         assert difference < bound * float(torch.linalg.vector_norm(right)) + floor, kind
 
 
+def error_of_torch(model: nn.Module, loss: Any, data: tuple[Tensor, Tensor]) -> float:
+    """How far torch's own product in float32 is from that in float64, relative."""
+    inputs, targets = data
+    as_float = targets.float() if targets.is_floating_point() else targets
+    single = pl.Objective(model.float().eval(), loss, (inputs.float(), as_float), engine="torch")
+    other = copy.deepcopy(model).double(), copy.deepcopy(loss).double()
+    exact = pl.Objective(*other, (inputs.double(), targets), engine="torch")
+    v = normal(exact.space.size, seed=3)
+    return relative(single.hessian_vector_product(v.float()), exact.hessian_vector_product(v))
+
+
 def products(native: NativeDerivatives, columns: int = 3) -> Tensor:
     point = native.space.flatten(native.reference.module.model)
     vectors = normal(len(point), columns, seed=5).float()
