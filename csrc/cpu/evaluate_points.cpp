@@ -102,7 +102,7 @@ void evaluate_points_cpu(const Tensor& sums, const Tensor& packed, const Tensor&
           block_kernel(plan, mine, centers, directions, at, points, weights.get(), products.get(),
                        samples, block, blocks, partial.data());
         }
-        continue;
+        begin = end;
       }
       while (begin < end) {
         const Int point = begin / blocks, before = point * blocks;

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pylandscape import _ops
+from pylandscape._checks import all_finite
 from pylandscape.engines.capture import capture
 from pylandscape.engines.eager import MOMENTS, EagerEngine
 from pylandscape.engines.lowering import State
@@ -123,7 +124,7 @@ class NativeEngine:
         native = self._native(packed, coordinates[finite])
         for k, is_finite in enumerate(finite.tolist()):
             sums = next(native) if is_finite else None
-            if sums is not None and bool(torch.isfinite(sums).all()):
+            if sums is not None and all_finite(sums):
                 yield self._moments_from(sums)
             elif points.directions is None or points.coordinates is None:
                 yield from self.reference.moments(points)
@@ -208,7 +209,7 @@ class NativeEngine:
         inputs, targets = next(iter(samples.batches(samples.count)))
         if not (isinstance(inputs, Tensor) and isinstance(targets, Tensor)):
             raise NotCovered("the native engine needs one tensor of inputs and one of targets")
-        if not bool(inputs.sum(dtype=torch.float64).isfinite()):
+        if not all_finite(inputs):
             raise NotCovered("the inputs hold NaN or inf")
         return inputs, (targets if targets.is_floating_point() else targets.long()).contiguous()
 
