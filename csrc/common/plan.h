@@ -91,6 +91,10 @@ enum class StepKind : Int {
   winograd_gradient,
   norm_slope,
   depthwise_gradient,
+  winners,
+  chosen_convolution,
+  chosen_back,
+  chosen_gradient,
 };
 
 struct Step {
@@ -289,6 +293,44 @@ struct WinogradGradient : Step {
 struct LinearGradient : Step {
   Pairs pairs;
   Int offset, depth;
+};
+
+// What a max_pool chose of a convolution's outputs, as lists for the steps below: per band of
+// `band` rows of windows and per channel. `in` is the choice, made of `image`. The filter of an
+// output lies over the pixels from (row * conv_stride_h - conv_pad_h, ...) on. Lists hold places in
+// values with the pitches of `like_input` and of `like_pooled`.
+struct Winners : Pool {
+  Int image, like_input, like_pooled, band;
+  Int conv_stride_h, conv_stride_w, conv_pad_h, conv_pad_w;
+};
+
+// The convolution in front of a max_pool, with the outputs that were chosen alone, so that values of
+// outputs have the pixels of the pooling. Weights [channel out][kernel row, column, channel in].
+struct Chosen : Step {
+  Int winners, band, kernel_h, kernel_w, dilation_h;
+};
+
+// One product, or the sum of two.
+struct ChosenProducts : Chosen {
+  Int in, out, weights, second_in, second_weights;
+};
+
+// Outputs from inputs; zero in a window where none was chosen. `scratch`: a vector for each window
+// of a band, and three.
+struct ChosenConvolution : ChosenProducts {
+  Int shift, scratch;
+};
+
+// Outputs go back to all inputs that the filter was laid over, which reach so many pixels beyond
+// each border.
+struct ChosenBack : ChosenProducts {
+  Int above, below, before, behind;
+};
+
+// The derivative in the filters, in the order of the weights.
+struct ChosenGradient : Chosen {
+  Pairs pairs;
+  Int offset;
 };
 
 // Per channel: sums over all pixels of left * right, or of left where right is none. With a pitch

@@ -73,6 +73,11 @@ def direct_filters(
     return panels(matrices, lanes)
 
 
+def filter_rows(weight: Tensor, pixel_pitch: int) -> Tensor:
+    """[out][kernel row, column, channel] of filters [out, in, h, w]."""
+    return padded(_in_2d(weight).permute(0, 2, 3, 1), pixel_pitch).reshape(-1)
+
+
 def winograd_filters(weight: Tensor, tile: int, pixel_pitch: int, lanes: int) -> Tensor:
     """[frequency][panel][in][width] of G w G', formed in float64."""
     transform = torch.tensor(_WINOGRAD[tile], dtype=torch.float64)

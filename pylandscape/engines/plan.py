@@ -254,7 +254,10 @@ def _starts_linear(low: Lowering, steps: list[records.Step]) -> bool:
     )
 
 
-def cache_bytes() -> int:
-    """Of a core's second-level cache."""
-    found = os.sysconf("SC_LEVEL2_CACHE_SIZE") if "SC_LEVEL2_CACHE_SIZE" in os.sysconf_names else 0
-    return found if found > 0 else 1 << 20
+def cache_bytes(level: int = 2) -> int:
+    """Of a core's data cache of this level, 1 or 2."""
+    name, usual = {
+        1: ("SC_LEVEL1_DCACHE_SIZE", 32 << 10), 2: ("SC_LEVEL2_CACHE_SIZE", 1 << 20),
+    }[level]  # fmt: skip
+    found = os.sysconf(name) if name in os.sysconf_names else 0
+    return found if found > 0 else usual

@@ -179,14 +179,8 @@ def pool_steps(
             lambda a, b, _: lambda: AdaptivePoolGradient(a, b),
             [],
         )
-    (top, left), trailing = paddings(node)
-    if (top, left) != trailing:
-        raise NotCovered("pads its two sides differently", node.op, node.source)
-    (kh, kw), (sh, sw) = node.attrs["kernel"], node.attrs["stride"]
-    fields = {"kernel_h": kh, "kernel_w": kw, "stride_h": sh, "stride_w": sw}
-    fields |= {"pad_h": top, "pad_w": left}
+    fields = pool_window(node)
     if node.op == "max_pool":
-        fields["dilation_h"], fields["dilation_w"] = node.attrs["dilation"]
         rectified = int(node.inputs[0] in tape.rectified_by_pool)
         choice = tape.like(out)  # all that the derivatives need of x
         tape.emit(tape.point, [x], choice, lambda: MaxPoolChoice(x, choice, **fields,
@@ -205,6 +199,19 @@ def pool_steps(
         lambda a, b, _: lambda: AveragePoolGradient(a, b, **fields),
         [],
     )
+
+
+def pool_window(node: Node) -> dict[str, int]:
+    """The fields of a record that tell where the windows of a pooling lie."""
+    (top, left), trailing = paddings(node)
+    if (top, left) != trailing:
+        raise NotCovered("pads its two sides differently", node.op, node.source)
+    (kh, kw), (sh, sw) = node.attrs["kernel"], node.attrs["stride"]
+    fields = {"kernel_h": kh, "kernel_w": kw, "stride_h": sh, "stride_w": sw}
+    fields |= {"pad_h": top, "pad_w": left}
+    if node.op == "max_pool":
+        fields["dilation_h"], fields["dilation_w"] = node.attrs["dilation"]
+    return fields
 
 
 def log_softmax(tape: Tape, node: Node) -> None:

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from pylandscape.engines import packing, products, records
-from pylandscape.engines.derivatives.products import Geometry, convolution
+from pylandscape.engines.derivatives.filters import Geometry
+from pylandscape.engines.derivatives.products import convolution
 from pylandscape.engines.derivatives.records import LinearGradient
 from pylandscape.engines.derivatives.tape import DIRECTION, Tape
 from pylandscape.engines.layout import round_up
@@ -51,7 +52,7 @@ def linear(tape: Tape, node: Node) -> None:
 
     def back() -> None:
         g, h = tape.handed_back(value, out, activation)
-        tape.bias_part(node, g, h)
+        tape.bias_part(node, tape.summed(g, h))
         pairs = tape.pairs(source, tangent, g, h)
         if pairs is not None and name in tape.trainable:
             part = tape.add_part(size, lambda flat, _: {name: panels.undo(flat)})

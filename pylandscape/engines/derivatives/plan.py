@@ -107,6 +107,7 @@ def run(tape: Tape, input_strides: tuple[int, ...], spec: LossSpec) -> None:
     layers.loss(tape, spec)
     for step in reversed(tape.backward):
         step()
+    tape.settle_halos()
     for index in tape.flat_reads:
         slot = tape.slots[index]
         if slot.top or slot.bottom or slot.left or slot.right:

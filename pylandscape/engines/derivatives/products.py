@@ -1,12 +1,20 @@
 """Derivatives of convolutions, and of a Linear on every pixel, which is one."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from pylandscape.engines import packing, products, records
+from pylandscape.engines.derivatives.chosen import ChosenOutputs, pool_behind
+from pylandscape.engines.derivatives.filters import (
+    Geometry,
+    Weights,
+    as_filters,
+    conv_weights,
+    convolve,
+    covered,
+    turned_filters,
+)
 from pylandscape.engines.derivatives.records import (
     ConvolutionGradient,
     DepthwiseGradient,
@@ -15,61 +23,9 @@ from pylandscape.engines.derivatives.records import (
 )
 from pylandscape.engines.derivatives.tape import DIRECTION, Tape
 from pylandscape.engines.layout import Slot, round_up
-from pylandscape.engines.lowering import Draft, State, paddings
-from pylandscape.engines.program import Node, NotCovered
+from pylandscape.engines.lowering import Draft, paddings
+from pylandscape.engines.program import Node
 from pylandscape.engines.records import NONE, Epilogue, Tiles
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """What windows of a convolution reach; as it is by default, a Linear on every pixel."""
-
-    kernel: tuple[int, int] = (1, 1)
-    stride: tuple[int, int] = (1, 1)
-    pads: tuple[int, int] = (0, 0)  # above and left; negative ones leave pixels out
-    dilation: tuple[int, int] = (1, 1)
-    groups: int = 1
-
-
-@dataclass
-class Weights:
-    """A convolution's filters, and the kernel that reads them."""
-
-    geometry: Geometry
-    inputs: int
-    outputs: int
-    pitch: int  # of the pixels that are read
-    tile: int  # of Winograd, or 0
-    offset: int = NONE  # of the packed filters
-
-    @property
-    def is_depthwise(self) -> bool:
-        return self.geometry.groups > 1 and self.inputs == self.outputs == self.geometry.groups
-
-    @property
-    def by_row(self) -> bool:
-        """Whether a kernel row is one run of memory: all channels, side by side."""
-        return self.geometry.groups == 1 and self.geometry.dilation[1] == 1
-
-    @property
-    def group_in(self) -> int:
-        """Channels of a group that are read; of a single group with those that pad a pixel."""
-        groups = self.geometry.groups
-        return self.pitch if groups == 1 else self.inputs // groups
-
-    def size(self, lanes: int) -> int:
-        """Of packed filters for direct sums."""
-        (kh, kw), groups = self.geometry.kernel, self.geometry.groups
-        if self.is_depthwise:
-            return kh * kw * round_up(self.outputs, lanes)
-        return groups * round_up(self.outputs // groups, lanes) * kh * kw * self.group_in
-
-    def pack(self, filters: Tensor, lanes: int) -> Tensor:
-        if self.is_depthwise:
-            return packing.depthwise_filters(filters, lanes)
-        groups = self.geometry.groups
-        whole = padded_inputs(filters, self.pitch) if groups == 1 else filters
-        return packing.direct_filters(whole, groups, self.pitch, self.by_row, lanes)
 
 
 def conv(tape: Tape, node: Node) -> None:
@@ -90,13 +46,18 @@ def convolution(tape: Tape, node: Node, order: str, geometry: Geometry) -> None:
                            lambda s: as_filters(s[name]))  # fmt: skip
     epilogue = Epilogue(shift=bias, activation=activation)
     convolve(tape, tape.point, weights, x, out, epilogue)
+    pool = pool_behind(tape, value, order, weights)
+    if pool is not None:
+        in_front_of_pool(tape, node, pool, ChosenOutputs(tape, node, pool, weights, x, out,
+                         activation, bias))  # fmt: skip
+        return
     tangent = tape.tangents.get(x_value)
     if tape.has_tangents and (tangent is not None or tape.is_trained(node)):
         conv_tangent(tape, node, weights, x, tangent, value, out, activation, bias)
 
     def back() -> None:
         g, h = tape.handed_back(value, out, activation)
-        tape.bias_part(node, g, h)
+        tape.bias_part(node, tape.summed(g, h))
         pairs = tape.pairs(x, tangent, g, h)
         if pairs is not None and name in tape.trainable:
             conv_gradient(tape, name, weights, pairs)
@@ -106,85 +67,29 @@ def convolution(tape: Tape, node: Node, order: str, geometry: Geometry) -> None:
     tape.backward.append(back)
 
 
-def conv_weights(
-    tape: Tape, source: int, out: int, geometry: Geometry, inputs: int, outputs: int,
-    filters: Callable[[State], Tensor],
-) -> Weights:  # fmt: skip
-    slot, result, lanes = tape.slots[source], tape.slots[out], tape.lanes
-    pitch, (kh, kw) = slot.pixel_pitch, geometry.kernel
-    tile = 0
-    if tape.precision == "fast" and geometry == Geometry((3, 3), pads=geometry.pads):
-        tile = products.winograd_tile(inputs, pitch, result.height, result.width)
-    weights = Weights(geometry, inputs, outputs, pitch, tile)
-    if (kh if weights.by_row else kh * kw) > products.MAX_SEGMENTS:
-        raise NotCovered("a kernel is too large for the native engine", "conv")
-    if tile:
-        weights.offset = tape.pack(
-            (tile + 2) ** 2 * round_up(outputs, lanes) * pitch,
-            lambda s: packing.winograd_filters(filters(s), tile, pitch, lanes),
-        )
-    else:
-        weights.offset = tape.pack(weights.size(lanes), lambda s: weights.pack(filters(s), lanes))
-    return weights
+def in_front_of_pool(tape: Tape, node: Node, pool: Node, chosen: ChosenOutputs) -> None:
+    name, x_value = node.tensors["weight"], node.inputs[0]
+    tangent = tape.tangents.get(x_value)
+    if tape.has_tangents and (tangent is not None or tape.is_trained(node)):
+        tape.tangents[pool.output] = chosen.tangent(tangent)
 
+    def back() -> None:
+        g, h = (t.get(pool.output) for t in (tape.cotangents, tape.cotangent_tangents))
+        tape.bias_part(node, chosen.bias_cotangent(tape.summed(g, h)))
+        pairs = tape.pairs(chosen.x, tangent, g, h)
+        if pairs is not None and name in tape.trainable:
+            chosen.gradient(pairs)
+        if not tape.needs_cotangent(x_value):
+            return
+        if g is not None and tape.has_cotangents:
+            tape.give(tape.cotangents, tape.point, x_value, chosen.back(tape.point, [(g, False)]))
+        if h is not None:
+            crossed = tape.again(g) if tape.kind == "hessian" and name in tape.trainable else None
+            factors = [(h, False), *([] if crossed is None else [(crossed, True)])]
+            tape.give(tape.cotangent_tangents, tape.along, x_value,
+                      chosen.back(tape.along, factors))  # fmt: skip
 
-def convolve(
-    tape: Tape, steps: list[Draft], w: Weights, source: int, out: int, epilogue: Epilogue,
-    along: bool = False, second: int | None = None,
-) -> None:  # fmt: skip
-    """A convolution with the filters of the point or of the direction.
-
-    Given a `second` input, that of it with the filters of the direction is added.
-    """
-    if second is not None and not w.tile:
-        convolve(tape, steps, w, source, out, Epilogue())
-        residual = replace(epilogue, residual=out)
-        convolve(tape, steps, w, second, out, residual, along=True)
-        return
-    sources = [source] if second is None else [source, second]
-    slot, result, groups = tape.slots[source], tape.slots[out], w.geometry.groups
-    (kh, kw), (top, left) = w.geometry.kernel, w.geometry.pads
-    (sh, sw), (dh, dw) = w.geometry.stride, w.geometry.dilation
-    covered_h, covered_w = covered(w, result)
-    bottom = (covered_h - 1) * sh + (kh - 1) * dh + 1 - top - slot.height
-    right = (covered_w - 1) * sw + (kw - 1) * dw + 1 - left - slot.width
-    for index in sources:
-        tape.slots[index].need_halo(top, max(0, bottom), left, max(0, right))
-    group_out = w.outputs // groups
-    if groups > 1 and not w.is_depthwise and group_out % tape.lanes:
-        result.dedicated = True  # the channels that pad a pixel are not written
-    reads = [*sources, *([epilogue.residual] if epilogue.residual != NONE else [])]
-    in_pitch, out_pitch, at_once = products.winograd_room(
-        w.tile, slot.pixel_pitch, result.pixel_pitch, len(sources)
-    )
-
-    def make() -> records.Step:
-        at = tape.weights_at(w.offset, along)
-        if w.tile:
-            return records.Winograd(
-                source, out, at, epilogue,
-                Tiles(w.tile, top, left, covered_h // w.tile, covered_w // w.tile, at_once,
-                      tape.scratch_offset, in_pitch, out_pitch),
-                0, *(() if second is None else (second, tape.weights_at(w.offset, along=True))),
-            )  # fmt: skip
-        windows = kh, kw, sh, sw, top, left, dh, dw
-        if w.is_depthwise:
-            return records.Depthwise(source, out, at, epilogue, *windows)
-        return records.Convolution(
-            source, out, at, epilogue, *windows, groups, w.group_in, group_out, w.by_row, 0
-        )
-
-    scratch = at_once * (len(sources) * in_pitch + out_pitch) + tape.lanes if w.tile else 0
-    label = f"conv {kh}x{kw}" + (f" Winograd F({w.tile}x{w.tile})" if w.tile else "")
-    label += " depthwise" if w.is_depthwise else " in groups" if groups > 1 else ""
-    label += " of the direction" if along else ""
-    tape.emit(steps, [*reads], out, make, label, scratch=lambda: scratch)
-
-
-def covered(w: Weights, out: Slot) -> tuple[int, int]:
-    """Height and width of the outputs that a kernel makes: those of an image, in whole tiles."""
-    tile = w.tile or 1
-    return round_up(out.height, tile), round_up(out.width, tile)
+    tape.backward.append(back)
 
 
 def conv_tangent(
@@ -295,20 +200,3 @@ def winograd_gradient(tape: Tape, name: str, w: Weights, pairs: Pairs) -> None:
         f"conv gradient Winograd F({tile}x{tile})",
         scratch=lambda: count * at_once * (in_pitch + out_pitch) + lanes,
     )  # fmt: skip
-
-
-def padded_inputs(weight: Tensor, pitch: int) -> Tensor:
-    """Filters [out, in, ...] with zeros for the channels that only pad a pixel."""
-    extra = pitch - weight.shape[1]
-    return torch.cat([weight, weight.new_zeros(weight.shape[0], extra, *weight.shape[2:])], 1)
-
-
-def as_filters(weight: Tensor) -> Tensor:
-    """Those of a convolution as they are, those of a Linear [out, in] as filters of one pixel."""
-    return weight if weight.ndim > 2 else weight[..., None, None]
-
-
-def turned_filters(weight: Tensor, groups: int) -> Tensor:
-    """[in, out / groups, h, w]: the filters of the backward pass."""
-    grouped = weight.unflatten(0, (groups, -1)).transpose(1, 2)
-    return grouped.flatten(0, 1).flip(*range(2, weight.ndim))

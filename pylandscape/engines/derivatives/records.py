@@ -140,3 +140,59 @@ class NormSlope(Step):
 @dataclass
 class DepthwiseGradient(WindowGradient):
     kind, name = 29, "conv gradient depthwise"
+
+
+@dataclass
+class Winners(Pool):
+    kind, name = 30, "winners"
+    image: int = NONE
+    like_input: int = NONE
+    like_pooled: int = NONE
+    band: int = 0
+    conv_stride_h: int = 1
+    conv_stride_w: int = 1
+    conv_pad_h: int = 0
+    conv_pad_w: int = 0
+
+
+@dataclass
+class Chosen(Step):
+    """Base of the steps that read winners."""
+
+    winners: int
+    band: int
+    kernel_h: int
+    kernel_w: int
+    dilation_h: int
+
+
+@dataclass
+class ChosenProducts(Chosen):
+    input: int
+    out: int
+    weights: int
+    second_in: int
+    second_weights: int
+
+
+@dataclass
+class ChosenConvolution(ChosenProducts):
+    kind, name = 31, "conv of chosen outputs"
+    shift: int
+    scratch: int
+
+
+@dataclass
+class ChosenBack(ChosenProducts):
+    kind, name = 32, "conv back from chosen outputs"
+    above: int
+    below: int
+    before: int
+    behind: int
+
+
+@dataclass
+class ChosenGradient(Chosen):
+    kind, name = 33, "conv gradient of chosen outputs"
+    pairs: Pairs
+    offset: int

@@ -13,7 +13,7 @@ outputs. A gradient has no tangents at all. The layers are the kernels of `evalu
 backward pass of a convolution is a convolution with turned filters, of a Linear a Linear.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import overload
 
@@ -75,6 +75,7 @@ class Tape(Lowering):
         self.moved: dict[tuple[int, str], int] = {}  # (value, order): the value that holds it so
         self.formed_again: dict[int, int] = {}  # see `form`
         self.flat_reads: list[int] = []  # slots that a Linear reads as one run of memory
+        self.alike: list[list[int]] = []  # slots that must have the same pitches
 
     @property
     def has_tangents(self) -> bool:
@@ -105,6 +106,19 @@ class Tape(Lowering):
             Slot(found.channels, found.height, found.width, found.order, lanes=self.lanes)
         )
         return len(self.slots) - 1
+
+    def settle_halos(self) -> None:
+        """Slots that must be alike get the halo that any of them needs."""
+        before = None
+        while before != (now := [slot.geometry() for slot in self.slots]):
+            before = now
+            for indices in self.alike:
+                for one in indices:
+                    found = self.slots[one]
+                    for other in indices:
+                        self.slots[other].need_halo(
+                            found.top, found.bottom, found.left, found.right
+                        )
 
     def emit(
         self,
@@ -246,15 +260,15 @@ class Tape(Lowering):
 
     def sum_products(
         self, pairs: Pairs, make: Callable[[], records.Step], label: str,
-        scratch: Callable[[], int] = lambda: 0, vectors: bool = False,
+        scratch: Callable[[], int] = lambda: 0, vectors: bool = False, others: Sequence[int] = (),
     ) -> None:  # fmt: skip
+        """`others`: slots that are read beside those of the pairs."""
         touched = (pairs.left, pairs.right, pairs.second_left, pairs.second_right)
-        reads: list[int | None] = [i for i in touched if i != NONE]
+        reads: list[int | None] = [*others, *(i for i in touched if i != NONE)]
         self.emit(self.along, reads, None, make, label, scratch, vectors)
 
-    def bias_part(self, node: Node, g: int | None, h: int | None) -> None:
+    def bias_part(self, node: Node, source: int | None) -> None:
         name = node.tensors.get("bias")
-        source = self.summed(g, h)
         if name not in self.trainable or source is None:
             return
         assert name is not None
