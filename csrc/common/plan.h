@@ -92,9 +92,11 @@ enum class StepKind : Int {
   norm_slope,
   depthwise_gradient,
   winners,
-  chosen_convolution,
+  rectified,
+  chosen_sums,
   chosen_back,
   chosen_gradient,
+  pooled_gradient,
 };
 
 struct Step {
@@ -107,8 +109,9 @@ struct Load : Step {
   Int out, channel_stride, row_stride, pixel_stride;
 };
 
-// A pooling over 2x2 windows side by side, done on values that were just made.
-enum class FusedPool : Int { none, max, average };
+// A pooling over 2x2 windows side by side, done on values that were just made. `chosen` takes of a
+// window what a max_pool chose of another value.
+enum class FusedPool : Int { none, max, average, chosen };
 
 // Direct convolution by the segment GEMM. Weights [group][panel][segment][k][panel width].
 struct Convolution : Step {
@@ -118,6 +121,7 @@ struct Convolution : Step {
   Int groups, group_in, group_out;
   Int by_row;  // 1: a segment is a kernel row of all stored channels; 0: one kernel position
   FusedPool pool;
+  Int choice;  // where it is `chosen`; see MaxPoolChoice
 };
 
 // How a 3x3 convolution of stride 1 is cut into tiles of the Winograd domain.
@@ -278,6 +282,12 @@ struct ConvolutionGradient : WindowGradient {
   Int groups, group_in, group_out, by_row;
 };
 
+// That of a Convolution with kernel rows as segments, behind which a max_pool over 2x2 windows side
+// by side made the choice. One pair; its cotangents are those of the windows.
+struct PooledGradient : WindowGradient {
+  Int choice;
+};
+
 // One filter per channel. Order of Depthwise.weights.
 struct DepthwiseGradient : WindowGradient {};
 
@@ -295,19 +305,30 @@ struct LinearGradient : Step {
   Int offset, depth;
 };
 
-// What a max_pool chose of a convolution's outputs, as lists for the steps below: per band of
-// `band` rows of windows and per channel. `in` is the choice, made of `image`. The filter of an
-// output lies over the pixels from (row * conv_stride_h - conv_pad_h, ...) on. Lists hold places in
-// values with the pitches of `like_input` and of `like_pooled`.
+// Lists of the outputs of a layer that have derivatives at all, for the steps below, which form them
+// there alone. A list is that of a channel, `list` entries long: the number of outputs, the outputs,
+// and what is left.
+
+// What a max_pool chose of a convolution's outputs, in lists per band of `band` rows of windows.
+// `in` is the choice, made of `image`. The filter of an output lies over the pixels from
+// (row * conv_stride_h - conv_pad_h, ...) on. Lists hold places in samples with the pitches of
+// `like_input` and of `like_output`, whose pixels are those of the pooling.
 struct Winners : Pool {
-  Int image, like_input, like_pooled, band;
+  Int image, like_input, like_output, list, band;
   Int conv_stride_h, conv_stride_w, conv_pad_h, conv_pad_w;
 };
 
-// The convolution in front of a max_pool, with the outputs that were chosen alone, so that values of
-// outputs have the pixels of the pooling. Weights [channel out][kernel row, column, channel in].
+// Where a relu behind a Linear returned more than zero, in lists for a block of samples. They hold
+// samples of `like_input` and of `like_output`.
+struct Rectified : Step {
+  Int in, out, like_input, like_output, list;
+};
+
+// What the steps that read lists share. A convolution has a band, kernel and dilation, and weights
+// [channel out][kernel row, column, channel in]; a Linear has band 0 and weights [panel][channel
+// out][input of the panel].
 struct Chosen : Step {
-  Int winners, band, kernel_h, kernel_w, dilation_h;
+  Int lists, list, band, kernel_h, kernel_w, dilation_h;
 };
 
 // One product, or the sum of two.
@@ -315,9 +336,9 @@ struct ChosenProducts : Chosen {
   Int in, out, weights, second_in, second_weights;
 };
 
-// Outputs from inputs; zero in a window where none was chosen. `scratch`: a vector for each window
-// of a band, and three.
-struct ChosenConvolution : ChosenProducts {
+// Outputs from inputs; zero where a list has none. `scratch`: a vector for each entry of a list, and
+// three.
+struct ChosenSums : ChosenProducts {
   Int shift, scratch;
 };
 

@@ -17,6 +17,7 @@ from pylandscape.engines.program import Node, Program
 from pylandscape.engines.records import NONE, Activation, Epilogue, FusedPool
 
 State = Mapping[str, Tensor]
+Packs = list[tuple[int, Callable[[State], Tensor]]]  # offsets, and what is put there
 
 
 @dataclass
@@ -28,12 +29,20 @@ class Packing:
     """
 
     packed: int
-    _packs: list[tuple[int, Callable[[State], Tensor]]] = field(repr=False)
+    _packs: Packs = field(repr=False)
     _constants: list[Callable[[State], Tensor]] = field(repr=False)
 
     def pack(self, state: State, out: Tensor) -> None:
         """Writes the tensors of `state` into `out` [packed] in the kernels' order."""
-        for offset, pack in self._packs:
+        self._write(self._packs, state, out)
+
+    def pack_direction(self, state: State, out: Tensor) -> None:
+        """The same for the tensors of a direction."""
+        self.pack(state, out)
+
+    @staticmethod
+    def _write(packs: Packs, state: State, out: Tensor) -> None:
+        for offset, pack in packs:
             part = pack(state)
             out[offset : offset + part.numel()] = part
 
@@ -87,7 +96,7 @@ class Lowering:
         self.drafts: list[Draft] = []
         self.folds: list[records.Fold] = []
         self.roundings: list[records.Rounding] = []
-        self.packs: list[tuple[int, Callable[[State], Tensor]]] = []
+        self.packs: Packs = []
         self.packed = self.folded = 0
         # constants 0 to 2 serve activations without parameters
         self.constants: list[Callable[[State], Tensor]] = [lambda _: torch.zeros(3)]

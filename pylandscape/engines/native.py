@@ -179,7 +179,7 @@ class NativeEngine:
         moved = {entry.name for entry in self.space.entries}
         fixed = {name: torch.zeros(x.shape) for name, x in state.items() if name not in moved}
         for row, vector in zip(rows, vectors, strict=True):
-            plan.pack(fixed | self.space.unflatten(vector.float()), row)
+            plan.pack_direction(fixed | self.space.unflatten(vector.float()), row)
 
     def _state(self, vector: Tensor | None = None) -> dict[str, Tensor]:
         """The model's tensors by name, the parameters as they are or from `vector`."""

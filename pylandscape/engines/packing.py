@@ -54,11 +54,11 @@ def _in_2d(weight: Tensor) -> Tensor:
     return weight if weight.ndim == 4 else weight.unsqueeze(2)
 
 
-def panels(matrices: Tensor, lanes: int) -> Tensor:
-    """[..., outputs, depth] as panels [depth][width] of two vectors of outputs, the last perhaps
-    one, for one matrix after another."""
+def panels(matrices: Tensor, lanes: int, vectors: int = 2) -> Tensor:
+    """[..., outputs, depth] as panels [depth][width] of so many vectors of outputs, the last perhaps
+    of fewer, for one matrix after another."""
     columns = padded(matrices.mT, round_up(matrices.shape[-2], lanes))
-    parts = [part.flatten(-2) for part in columns.split(2 * lanes, dim=-1)]
+    parts = [part.flatten(-2) for part in columns.split(vectors * lanes, dim=-1)]
     return torch.cat(parts, dim=-1).reshape(-1)
 
 
@@ -111,6 +111,12 @@ def depthwise_filters(weight: Tensor, lanes: int) -> Tensor:
 def linear_weights(weight: Tensor, columns: Tensor, lanes: int) -> Tensor:
     """Panels of a matrix [outputs, inputs]: column j is input `columns[j]`, or zero at -1."""
     return panels(padded(weight, weight.shape[1] + 1)[:, columns], lanes)
+
+
+def input_panels(weight: Tensor, columns: Tensor, lanes: int, vectors: int) -> Tensor:
+    """[panel][output][width] of a matrix [outputs, inputs]: a panel is of so many vectors of
+    columns, which are as in `linear_weights`."""
+    return panels(padded(weight, weight.shape[1] + 1)[:, columns].T, lanes, vectors)
 
 
 def per_element(tensor: Tensor, order: str, lanes: int) -> Tensor:

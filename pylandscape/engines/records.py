@@ -38,6 +38,7 @@ class FusedPool(IntEnum):
     NONE = 0
     MAX = 1
     AVERAGE = 2
+    CHOSEN = 3
 
 
 class Room(IntEnum):
@@ -176,6 +177,7 @@ class Convolution(Step):
     group_out: int
     by_row: int
     pool: int
+    choice: int = NONE
 
 
 @dataclass

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from pylandscape.engines import packing, products, records
+from pylandscape.engines.derivatives.chosen import RectifiedLinear
 from pylandscape.engines.derivatives.filters import Geometry
 from pylandscape.engines.derivatives.products import convolution
 from pylandscape.engines.derivatives.records import LinearGradient
@@ -11,7 +12,7 @@ from pylandscape.engines.derivatives.tape import DIRECTION, Tape
 from pylandscape.engines.layout import round_up
 from pylandscape.engines.lowering import Draft
 from pylandscape.engines.program import Node
-from pylandscape.engines.records import NONE, Epilogue
+from pylandscape.engines.records import NONE, Activation, Epilogue
 
 
 def linear(tape: Tape, node: Node) -> None:
@@ -37,6 +38,9 @@ def linear(tape: Tape, node: Node) -> None:
     multiply(tape, tape.point, forward, source, out, depth, outputs,
                   Epilogue(shift=bias, activation=activation))  # fmt: skip
     tangent = tape.tangents.get(x_value)
+    if activation == Activation.RELU and tangent is not None:
+        RectifiedLinear(tape, node, source, out, bias, columns).derive(x_value, value)
+        return
     if tape.has_tangents and (tangent is not None or tape.is_trained(node)):
         sums, begun = tape.like(out), False
         trained = tape.is_trained(node)

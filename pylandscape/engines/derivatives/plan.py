@@ -3,21 +3,22 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from pylandscape.engines import records
 from pylandscape.engines import simple_layers as simple
 from pylandscape.engines.derivatives import layers, linear, movement, norms, products
-from pylandscape.engines.derivatives.tape import Part, Tape
+from pylandscape.engines.derivatives.tape import DIRECTION, MIN_BLOCK, Part, Tape
 from pylandscape.engines.layout import assign_memory, round_up
-from pylandscape.engines.lowering import Draft, Packing, State
+from pylandscape.engines.lowering import Draft, Packing, Packs, State
 from pylandscape.engines.plan import cache_bytes, encoded
 from pylandscape.engines.program import Node, NotCovered, Program
 from pylandscape.engines.records import Room
 from pylandscape.engines.simple_layers import LossSpec
 
 KINDS = ("gradient", "hessian", "ggn", "fisher")
-BLOCK, MIN_BLOCK = 32, 4  # samples, powers of two
+BLOCK = 32  # samples, a power of two
 # Bytes. What is kept of a block then leaves the near caches, but weights are read less often.
 KEPT_OF_BLOCK = 32 << 20
 
@@ -47,6 +48,11 @@ class TapePlans(Packing):
     folded: int
     steps: list[str]
     _parts: list[Part] = field(repr=False)
+    _direction_packs: Packs = field(repr=False)
+
+    def pack_direction(self, state: State, out: Tensor) -> None:
+        """As `pack`, but for what is only read of the point."""
+        self._write(self._direction_packs, state, out)
 
     def unpack(self, derivatives: Tensor, state: State) -> dict[str, Tensor]:
         """Float64 derivatives [gradient] as tensors by name; tied uses of a tensor are added."""
@@ -172,7 +178,18 @@ def _assemble(tape: Tape) -> TapePlans:
         folded=tape.folded,
         steps=[draft.label for draft in [*point, *along]],
         _parts=tape.parts,
+        _direction_packs=_packs_along(tape, plans["along"]),
     )
+
+
+def _packs_along(tape: Tape, along: Tensor) -> Packs:
+    """Those of which the plan along a direction names the direction's."""
+    read = along[along >= DIRECTION] - DIRECTION
+    for fold in tape.folds:
+        read = torch.cat((read, torch.tensor([fold.gamma, fold.beta, fold.bias])))
+    starts = torch.tensor([offset for offset, _ in tape.packs])
+    numbers = torch.searchsorted(starts, read[read >= 0], right=True) - 1
+    return [tape.packs[number] for number in numbers.unique().tolist()]
 
 
 def _needed(steps: list[Draft], wanted: set[int]) -> list[Draft]:

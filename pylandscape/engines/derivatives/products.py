@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from pylandscape.engines import packing, products, records
-from pylandscape.engines.derivatives.chosen import ChosenOutputs, pool_behind
+from pylandscape.engines.derivatives.chosen import PooledConvolution, of_chosen, pool_behind
 from pylandscape.engines.derivatives.filters import (
     Geometry,
     Weights,
@@ -15,17 +15,19 @@ from pylandscape.engines.derivatives.filters import (
     covered,
     turned_filters,
 )
+from pylandscape.engines.derivatives.layers import pool_steps
 from pylandscape.engines.derivatives.records import (
     ConvolutionGradient,
     DepthwiseGradient,
     Pairs,
+    PooledGradient,
     WinogradGradient,
 )
 from pylandscape.engines.derivatives.tape import DIRECTION, Tape
 from pylandscape.engines.layout import Slot, round_up
 from pylandscape.engines.lowering import Draft, paddings
 from pylandscape.engines.program import Node
-from pylandscape.engines.records import NONE, Epilogue, Tiles
+from pylandscape.engines.records import NONE, Epilogue, FusedPool, Tiles
 
 
 def conv(tape: Tape, node: Node) -> None:
@@ -48,10 +50,16 @@ def convolution(tape: Tape, node: Node, order: str, geometry: Geometry) -> None:
     convolve(tape, tape.point, weights, x, out, epilogue)
     pool = pool_behind(tape, value, order, weights)
     if pool is not None:
-        in_front_of_pool(tape, node, pool, ChosenOutputs(tape, node, pool, weights, x, out,
-                         activation, bias))  # fmt: skip
+        chosen = PooledConvolution(tape, node, pool, weights, x, out, bias, activation)
+        chosen.derive(x_value, pool.output)
         return
     tangent = tape.tangents.get(x_value)
+    is_first = tangent is None and not tape.needs_cotangent(x_value)
+    if is_first and weights.by_row and not weights.tile and order == "first":
+        behind, pool = tape.fuse_pool(value, (FusedPool.MAX,))
+        if pool:
+            first_convolution(tape, node, weights, x, value, behind, out, activation, bias)
+            return
     if tape.has_tangents and (tangent is not None or tape.is_trained(node)):
         conv_tangent(tape, node, weights, x, tangent, value, out, activation, bias)
 
@@ -67,27 +75,30 @@ def convolution(tape: Tape, node: Node, order: str, geometry: Geometry) -> None:
     tape.backward.append(back)
 
 
-def in_front_of_pool(tape: Tape, node: Node, pool: Node, chosen: ChosenOutputs) -> None:
-    name, x_value = node.tensors["weight"], node.inputs[0]
-    tangent = tape.tangents.get(x_value)
-    if tape.has_tangents and (tangent is not None or tape.is_trained(node)):
-        tape.tangents[pool.output] = chosen.tangent(tangent)
+def first_convolution(
+    tape: Tape, node: Node, w: Weights, x: int, value: int, behind: int, image: int,
+    activation: int, bias: int,
+) -> None:  # fmt: skip
+    """Of the data, with a max_pool over windows of 2x2: their outputs never reach memory.
+
+    `value` and `behind` are what the convolution, in slot `image`, and the pooling return.
+    """
+    pool = next(n for n in tape.program.nodes if n.output == behind)
+    out = tape.add_slot(behind, "first")
+    make, _, (choice,) = pool_steps(tape, pool, image, out)
+    tape.emit(tape.point, [image], out, make(image, out), pool.op)
+    if tape.has_tangents and tape.is_trained(node):
+        sums = tape.like(out)
+        shift = NONE if bias == NONE else bias + DIRECTION
+        convolve(tape, tape.along, w, x, sums, Epilogue(shift=shift), along=True, choice=choice)
+        tape.tangents[behind] = sums
 
     def back() -> None:
-        g, h = (t.get(pool.output) for t in (tape.cotangents, tape.cotangent_tangents))
-        tape.bias_part(node, chosen.bias_cotangent(tape.summed(g, h)))
-        pairs = tape.pairs(chosen.x, tangent, g, h)
-        if pairs is not None and name in tape.trainable:
-            chosen.gradient(pairs)
-        if not tape.needs_cotangent(x_value):
-            return
-        if g is not None and tape.has_cotangents:
-            tape.give(tape.cotangents, tape.point, x_value, chosen.back(tape.point, [(g, False)]))
-        if h is not None:
-            crossed = tape.again(g) if tape.kind == "hessian" and name in tape.trainable else None
-            factors = [(h, False), *([] if crossed is None else [(crossed, True)])]
-            tape.give(tape.cotangent_tangents, tape.along, x_value,
-                      chosen.back(tape.along, factors))  # fmt: skip
+        g, h = (t.get(behind) for t in (tape.cotangents, tape.cotangent_tangents))
+        tape.bias_part(node, of_chosen(tape, tape.summed(g, h), out, activation))
+        pairs = tape.pairs(x, None, g, h)
+        if pairs is not None and node.tensors["weight"] in tape.trainable:
+            conv_gradient(tape, node.tensors["weight"], w, pairs, choice)
 
     tape.backward.append(back)
 
@@ -152,7 +163,10 @@ def dilated(tape: Tape, steps: list[Draft], source: int, stride: tuple[int, int]
     return target
 
 
-def conv_gradient(tape: Tape, name: str, w: Weights, pairs: Pairs) -> None:
+def conv_gradient(
+    tape: Tape, name: str, w: Weights, pairs: Pairs, choice: int | None = None
+) -> None:
+    """Given the `choice` of a max_pool, of cotangents of what it returns."""
     if w.tile and not {pairs.right, pairs.second_right} & set(tape.flat_reads):
         winograd_gradient(tape, name, w, pairs)
         return
@@ -164,11 +178,14 @@ def conv_gradient(tape: Tape, name: str, w: Weights, pairs: Pairs) -> None:
         windows = *a.kernel, *a.stride, *a.pads, *a.dilation
         if w.is_depthwise:
             return DepthwiseGradient(pairs, offset, *windows)
+        if choice is not None:
+            return PooledGradient(pairs, offset, *windows, choice)
         return ConvolutionGradient(
             pairs, offset, *windows, a.groups, w.group_in, w.outputs // a.groups, w.by_row
         )
 
-    tape.sum_products(pairs, make, "conv gradient" + (" depthwise" if w.is_depthwise else ""))
+    label = "conv gradient" + (" depthwise" if w.is_depthwise else "")
+    tape.sum_products(pairs, make, label, others=[] if choice is None else [choice])
 
 
 def winograd_gradient(tape: Tape, name: str, w: Weights, pairs: Pairs) -> None:

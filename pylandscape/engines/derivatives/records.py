@@ -147,7 +147,8 @@ class Winners(Pool):
     kind, name = 30, "winners"
     image: int = NONE
     like_input: int = NONE
-    like_pooled: int = NONE
+    like_output: int = NONE
+    list: int = 0
     band: int = 0
     conv_stride_h: int = 1
     conv_stride_w: int = 1
@@ -156,43 +157,67 @@ class Winners(Pool):
 
 
 @dataclass
-class Chosen(Step):
-    """Base of the steps that read winners."""
-
-    winners: int
-    band: int
-    kernel_h: int
-    kernel_w: int
-    dilation_h: int
+class Rectified(Step):
+    kind, name = 31, "rectified"
+    input: int
+    out: int
+    like_input: int
+    like_output: int
+    list: int
 
 
 @dataclass
-class ChosenProducts(Chosen):
+class Lists:
+    """What the steps that read lists share."""
+
+    lists: int
+    list: int
+    band: int = 0
+    kernel_h: int = 1
+    kernel_w: int = 1
+    dilation_h: int = 1
+
+
+@dataclass
+class Products:
+    """One product, or the sum of two."""
+
     input: int
     out: int
     weights: int
-    second_in: int
-    second_weights: int
+    second_in: int = NONE
+    second_weights: int = NONE
 
 
 @dataclass
-class ChosenConvolution(ChosenProducts):
-    kind, name = 31, "conv of chosen outputs"
+class ChosenSums(Step):
+    kind, name = 32, "sums of chosen outputs"
+    lists: Lists
+    products: Products
     shift: int
     scratch: int
 
 
 @dataclass
-class ChosenBack(ChosenProducts):
-    kind, name = 32, "conv back from chosen outputs"
-    above: int
-    below: int
-    before: int
-    behind: int
+class ChosenBack(Step):
+    kind, name = 33, "back from chosen outputs"
+    lists: Lists
+    products: Products
+    above: int = 0
+    below: int = 0
+    before: int = 0
+    behind: int = 0
 
 
 @dataclass
-class ChosenGradient(Chosen):
-    kind, name = 33, "conv gradient of chosen outputs"
+class ChosenGradient(Step):
+    kind, name = 34, "gradient of chosen outputs"
+    lists: Lists
     pairs: Pairs
     offset: int
+
+
+@dataclass
+class PooledGradient(WindowGradient):
+    kind, name = 35, "gradient of a pooled convolution"
+    choice: int

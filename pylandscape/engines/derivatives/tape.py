@@ -26,6 +26,7 @@ from pylandscape.engines.lowering import Draft, Folded, Lowering, State
 from pylandscape.engines.program import Node, Program, Value
 from pylandscape.engines.records import NONE, Activation
 
+MIN_BLOCK = 4  # samples, a power of two
 DIRECTION = 1 << 40  # kDirection in csrc/common/plan.h
 _WITHOUT_CURVATURE = (
     Activation.NONE, Activation.RELU, Activation.LEAKY_RELU, Activation.HARDTANH,
