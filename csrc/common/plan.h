@@ -305,9 +305,9 @@ struct LinearGradient : Step {
   Int offset, depth;
 };
 
-// Lists of the outputs of a layer that have derivatives at all, for the steps below, which form them
-// there alone. A list is that of a channel, `list` entries long: the number of outputs, the outputs,
-// and what is left.
+// Lists of the outputs of a layer that have derivatives at all, for the steps below, which form
+// them there alone. A list is that of a channel, `list` entries long: the number of outputs, the
+// outputs, and what is left.
 
 // What a max_pool chose of a convolution's outputs, in lists per band of `band` rows of windows.
 // `in` is the choice, made of `image`. The filter of an output lies over the pixels from
@@ -336,8 +336,8 @@ struct ChosenProducts : Chosen {
   Int in, out, weights, second_in, second_weights;
 };
 
-// Outputs from inputs; zero where a list has none. `scratch`: a vector for each entry of a list, and
-// three.
+// Outputs from inputs; zero where a list has none. `scratch`: a vector for each entry of a list,
+// and three.
 struct ChosenSums : ChosenProducts {
   Int shift, scratch;
 };

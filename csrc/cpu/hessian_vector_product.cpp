@@ -91,6 +91,7 @@ void hessian_vector_product_cpu(const Tensor& products, const Tensor& sums, cons
   const Int threads = torch::stable::get_num_threads();
   std::vector<BlockSums> partial(blocks);
   const auto run = PYLANDSCAPE_DISPATCH(run_sections);
+  const auto take_over = PYLANDSCAPE_DISPATCH(take_over);
   std::atomic<Int> next{0};
   Turns turns;
   parallel_blocks(threads, [&](Int, Int) {
@@ -101,7 +102,6 @@ void hessian_vector_product_cpu(const Tensor& products, const Tensor& sums, cons
     Context mine = context;
     mine.arena = arena.get();
     for (Int c; (c = next.fetch_add(1)) < chunks;) {
-      std::fill_n(gradient.get(), rows * columns, 0.0f);
       for (Int block = c * chunk; block < std::min(blocks, (c + 1) * chunk); ++block) {
         const Int start = first + block * block_samples;
         const Int count = std::min(block_samples, last - start);
@@ -115,9 +115,7 @@ void hessian_vector_product_cpu(const Tensor& products, const Tensor& sums, cons
           run(along, mine, count, 0, unused);
         }
       }
-      turns.take(c, [&] {
-        for (Int i = 0; i < rows * columns; ++i) out[i] += gradient.get()[i];
-      });
+      turns.take(c, [&] { take_over(out, gradient.get(), rows * columns); });
     }
   });
   for (const BlockSums& part : partial) add_sums(part, sums.mutable_data_ptr<double>());

@@ -44,7 +44,7 @@ class Packing:
     def _write(packs: Packs, state: State, out: Tensor) -> None:
         for offset, pack in packs:
             part = pack(state)
-            out[offset : offset + part.numel()] = part
+            out[offset : offset + part.numel()].view(part.shape).copy_(part)
 
     def constants(self, state: State) -> Tensor:
         """What does not depend on the point: float32, among it the statistics of batch_norm."""

@@ -55,8 +55,8 @@ def _in_2d(weight: Tensor) -> Tensor:
 
 
 def panels(matrices: Tensor, lanes: int, vectors: int = 2) -> Tensor:
-    """[..., outputs, depth] as panels [depth][width] of so many vectors of outputs, the last perhaps
-    of fewer, for one matrix after another."""
+    """[..., outputs, depth] as panels [depth][width] of so many vectors of outputs, the last
+    perhaps of fewer, for one matrix after another."""
     columns = padded(matrices.mT, round_up(matrices.shape[-2], lanes))
     parts = [part.flatten(-2) for part in columns.split(vectors * lanes, dim=-1)]
     return torch.cat(parts, dim=-1).reshape(-1)
@@ -126,6 +126,9 @@ def per_element(tensor: Tensor, order: str, lanes: int) -> Tensor:
     return channel_vector(tensor, lanes)
 
 
+Piece = tuple[int, list[int], list[int]]  # the first element, sizes and strides
+
+
 class Movement:
     """A packing that puts every element of a tensor in one place, and back.
 
@@ -135,10 +138,13 @@ class Movement:
     Args:
         pack: the packing; it is called once, with the numbers of the elements.
         shape: of its tensor.
+        cut: a place at which the order may change, as where a last panel is narrower.
     """
 
-    def __init__(self, pack: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
-        self._pack, self._shape = pack, shape
+    def __init__(
+        self, pack: Callable[[Tensor], Tensor], shape: tuple[int, ...], cut: int = 0
+    ) -> None:
+        self._pack, self._shape, self._cut = pack, shape, cut
 
     @functools.cached_property
     def _elements(self) -> Tensor:
@@ -155,24 +161,34 @@ class Movement:
         return places
 
     @functools.cached_property
-    def _strides(self) -> tuple[list[int], list[int]] | None:
-        """The sizes and strides of the tensor in the order of the places, where it has some."""
+    def _pieces(self) -> list[Piece] | None:
+        """Strided copies that together are the packing, if there are some."""
         if len(self._elements) != torch.Size(self._shape).numel():
             return None
-        return strides(self._elements - 1)
+        places = self._elements - 1
+        for cut in (0, self._cut):
+            parts = [part for part in (places[:cut], places[cut:]) if len(part)]
+            found = [(int(part[0]), strides(part - part[0])) for part in parts]
+            pieces = [(start, *piece) for start, piece in found if piece is not None]
+            if len(pieces) == len(parts):
+                return pieces
+        return None
 
     def __call__(self, tensor: Tensor) -> Tensor:
+        """Of any shape, in the order of the places."""
         flat = tensor.contiguous().view(-1)
-        if self._strides is not None:
-            return flat.as_strided(*self._strides).reshape(-1)
-        return torch.cat((flat.new_zeros(1), flat)).index_select(0, self._elements)
+        if self._pieces is None:
+            return torch.cat((flat.new_zeros(1), flat)).index_select(0, self._elements)
+        parts = [flat[start:].as_strided(sizes, steps) for start, sizes, steps in self._pieces]
+        return parts[0] if len(parts) == 1 else torch.cat([part.reshape(-1) for part in parts])
 
     def undo(self, packed: Tensor) -> Tensor:
-        if self._strides is None:
+        if self._pieces is None:
             return packed.index_select(0, self._places).view(self._shape)
         tensor = packed.new_empty(self._shape)
-        moved = tensor.as_strided(*self._strides)
-        moved.copy_(packed.view(moved.shape))
+        lengths = [torch.Size(sizes).numel() for _, sizes, _ in self._pieces]
+        for (start, sizes, steps), part in zip(self._pieces, packed.split(lengths), strict=True):
+            tensor.view(-1)[start:].as_strided(sizes, steps).copy_(part.view(sizes))
         return tensor
 
 

@@ -257,7 +257,10 @@ def test_a_call_has_a_chunk_for_every_thread(monkeypatch: pytest.MonkeyPatch) ->
         ]
 
 
-@pytest.mark.parametrize("layer", [nn.MaxPool2d(4), nn.AvgPool2d(4), nn.BatchNorm2d(16)])
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Sequential(nn.BatchNorm2d(16), nn.MaxPool2d(4)), nn.AvgPool2d(4), nn.BatchNorm2d(16)],
+)
 def test_what_is_formed_again_is_not_kept(
     monkeypatch: pytest.MonkeyPatch, layer: nn.Module
 ) -> None:

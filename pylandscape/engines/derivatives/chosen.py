@@ -6,6 +6,7 @@ them tell the steps along a direction where products are to be formed.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -143,11 +144,15 @@ class ChosenOutputs(ABC):
         )  # fmt: skip
         return out
 
-    def _emit(self, steps, factors, out, make, label) -> None:
-        reads = [*dict(factors), self.lists]
-        # sums are taken four at a time
-        room = lambda: (self.longest() + 3) * self.tape.lanes
-        self.tape.emit(steps, reads, out, make, label, room, self.vectors)
+    def _emit(
+        self, steps: list[Draft], factors: Factors, out: int, make: Callable[[], records.Step],
+        label: str,
+    ) -> None:  # fmt: skip
+        self.tape.emit(
+            steps, [*dict(factors), self.lists], out, make, label,
+            lambda: (self.longest() + 3) * self.tape.lanes,  # sums are taken four at a time
+            self.vectors,
+        )  # fmt: skip
 
     def _products(self, factors: Factors, out: int) -> Products:
         weights = [(slot, self.tape.weights_at(self.filters, along)) for slot, along in factors]
@@ -235,14 +240,13 @@ def pool_behind(tape: Tape, value: int, order: str, w: Weights) -> Node | None:
     node = tape.sole_consumer(value)
     if node is None or node.op != "max_pool" or order != "first" or not w.by_row:
         return None
-    size, windows = (
-        image_shape(tape.program.values[v].shape, order) for v in (value, node.output)
-    )
+    shapes = (tape.program.values[v].shape for v in (value, node.output))
+    (_, height, width), (_, down, across) = (image_shape(shape, order) for shape in shapes)
     kh, kw = node.attrs["kernel"]
     suits = (
         kh * kw <= MOST_PLACES
         and w.pitch % tape.lanes == 0  # pixels of few channels may be dense
-        and OUTPUTS_PER_WINDOW * windows[1] * windows[2] <= size[1] * size[2]
+        and OUTPUTS_PER_WINDOW * down * across <= height * width
         and 2 * 4 * filters_size(w) <= cache_bytes(2)  # a sample reads the point's and another's
     )
     return node if suits else None
@@ -268,9 +272,11 @@ class RectifiedLinear(ChosenOutputs):
     ) -> None:
         shape, lanes = tape.shapes[node.tensors["weight"]], tape.lanes
         outputs, depth = shape[0], len(columns)
+        panel = PANEL_VECTORS * lanes
         filters = packing.Movement(
-            lambda weight: packing.input_panels(weight, columns, lanes, PANEL_VECTORS), shape
-        )
+            lambda weight: packing.input_panels(weight, columns, lanes, PANEL_VECTORS),
+            shape, cut=outputs * (depth // panel * panel),
+        )  # fmt: skip
         super().__init__(
             tape, node, x, out, bias, Activation.RELU, filters, outputs * depth,
             # of a block's samples, and their number

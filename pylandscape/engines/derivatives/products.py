@@ -56,8 +56,8 @@ def convolution(tape: Tape, node: Node, order: str, geometry: Geometry) -> None:
     tangent = tape.tangents.get(x_value)
     is_first = tangent is None and not tape.needs_cotangent(x_value)
     if is_first and weights.by_row and not weights.tile and order == "first":
-        behind, pool = tape.fuse_pool(value, (FusedPool.MAX,))
-        if pool:
+        behind, fused = tape.fuse_pool(value, (FusedPool.MAX,))
+        if fused:
             first_convolution(tape, node, weights, x, value, behind, out, activation, bias)
             return
     if tape.has_tangents and (tangent is not None or tape.is_trained(node)):
@@ -184,8 +184,9 @@ def conv_gradient(
             pairs, offset, *windows, a.groups, w.group_in, w.outputs // a.groups, w.by_row
         )
 
-    label = "conv gradient" + (" depthwise" if w.is_depthwise else "")
-    tape.sum_products(pairs, make, label, others=[] if choice is None else [choice])
+    kind = " depthwise" if w.is_depthwise else "" if choice is None else " pooled"
+    others = [] if choice is None else [choice]
+    tape.sum_products(pairs, make, f"conv gradient{kind}", others=others)
 
 
 def winograd_gradient(tape: Tape, name: str, w: Weights, pairs: Pairs) -> None:
