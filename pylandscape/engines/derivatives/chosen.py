@@ -100,9 +100,9 @@ class ChosenOutputs(ABC):
                 given = self._back(tape.point, [(g, False)])
                 tape.give(tape.cotangents, tape.point, x_value, given)
             if h is not None:
-                crossed = tape.again(g) if tape.kind == "hessian" else None
                 factors: Factors = [(h, False)]
-                factors += [(crossed, True)] if crossed and name in tape.trainable else []
+                if g is not None and tape.kind == "hessian" and name in tape.trainable:
+                    factors.append((tape.again(g), True))
                 given = self._back(tape.along, factors)
                 tape.give(tape.cotangent_tangents, tape.along, x_value, given)
 
@@ -247,9 +247,14 @@ def pool_behind(tape: Tape, value: int, order: str, w: Weights) -> Node | None:
         kh * kw <= MOST_PLACES
         and w.pitch % tape.lanes == 0  # pixels of few channels may be dense
         and OUTPUTS_PER_WINDOW * down * across <= height * width
-        and 2 * 4 * filters_size(w) <= cache_bytes(2)  # a sample reads the point's and another's
+        and is_small(2 * filters_size(w))  # every sample reads the point's and the direction's
     )
     return node if suits else None
+
+
+def is_small(floats: int) -> bool:
+    """Whether filters stay in a core's cache; else those that are left out save nothing."""
+    return 4 * floats <= cache_bytes(2)
 
 
 def filters_size(w: Weights) -> int:
