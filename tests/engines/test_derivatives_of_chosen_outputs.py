@@ -10,6 +10,7 @@ from torch import nn
 
 from pylandscape.engines.derivatives import chosen
 from pylandscape.engines.derivatives import engine as module
+from pylandscape.engines.derivatives import products as convolutions
 from pylandscape.engines.derivatives.engine import NativeDerivatives, zeros
 
 SUMS, BACK, GRADIENT = (
@@ -122,6 +123,15 @@ def test_a_first_convolution(
     whole = tuple(model[:3](torch.zeros(1, channels, 13, 18)).shape[2:]) == (height, width)
     assert ("conv gradient pooled" in steps(native)) == whole
     assert_agree(native, exact, columns=1)
+
+
+def test_a_later_convolution_without_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the filters do not stay in the cache: only a first one keeps nothing for others."""
+    monkeypatch.setattr(convolutions, "pool_behind", lambda *_: None)
+    model = pooled_net(16, 5, {"kernel_size": 5, "padding": 2}, nn.ReLU(), nn.MaxPool2d(2))
+    native, exact = pair(model, LOSS, (normal(9, 2, 12, 8), labels(9, 3)))
+    assert SUMS not in steps(native)
+    assert_agree(native, exact)
 
 
 @pytest.mark.parametrize(("features", "samples"), [(1, 3), (5, 70), (33, 3), (96, 70), (210, 37)])
