@@ -58,7 +58,7 @@ def convolution(tape: Tape, node: Node, order: str, geometry: Geometry) -> None:
     if is_first and weights.by_row and not weights.tile and order == "first":
         behind, fused = tape.fuse_pool(value, (FusedPool.MAX,))
         if fused:
-            first_convolution(tape, node, weights, x, value, behind, out, activation, bias)
+            first_convolution(tape, node, weights, x, behind, out, activation, bias)
             return
     if tape.has_tangents and (tangent is not None or tape.is_trained(node)):
         conv_tangent(tape, node, weights, x, tangent, value, out, activation, bias)
@@ -76,12 +76,13 @@ def convolution(tape: Tape, node: Node, order: str, geometry: Geometry) -> None:
 
 
 def first_convolution(
-    tape: Tape, node: Node, w: Weights, x: int, value: int, behind: int, image: int,
-    activation: int, bias: int,
-) -> None:  # fmt: skip
-    """Of the data, with a max_pool over windows of 2x2: their outputs never reach memory.
+    tape: Tape, node: Node, w: Weights, x: int, behind: int, image: int, activation: int, bias: int
+) -> None:
+    """Of the data, with a max_pool over windows of 2x2: tangents of its outputs never reach memory.
 
-    `value` and `behind` are what the convolution, in slot `image`, and the pooling return.
+    Args:
+        behind: the value that the pooling returns.
+        image: slot of the convolution's outputs, behind the relu, if there is one.
     """
     pool = next(n for n in tape.program.nodes if n.output == behind)
     out = tape.add_slot(behind, "first")
