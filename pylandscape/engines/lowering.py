@@ -36,10 +36,6 @@ class Packing:
         """Writes the tensors of `state` into `out` [packed] in the kernels' order."""
         self._write(self._packs, state, out)
 
-    def pack_direction(self, state: State, out: Tensor) -> None:
-        """The same for the tensors of a direction."""
-        self.pack(state, out)
-
     @staticmethod
     def _write(packs: Packs, state: State, out: Tensor) -> None:
         for offset, pack in packs:

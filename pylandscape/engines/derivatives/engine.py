@@ -150,7 +150,7 @@ class NativeDerivatives:
         """
         native, samples = self.native, len(batch[0])
         packed = self._rows(tape, len(directions))
-        native.pack_directions(tape, state, directions, packed[1:])
+        native.pack_directions(tape.pack_direction, state, directions, packed[1:])
         products = torch.zeros(max(1, len(directions)), tape.gradient, dtype=torch.float64)
         sums = torch.zeros(7, dtype=torch.float64)
         at_once = min(CHUNK_SAMPLES, CHUNK_FLOPS / max(1, native.program.flops))
