@@ -96,6 +96,7 @@ enum class StepKind : Int {
   chosen_sums,
   chosen_back,
   chosen_gradient,
+  pooled_sums,
   pooled_gradient,
 };
 
@@ -109,9 +110,8 @@ struct Load : Step {
   Int out, channel_stride, row_stride, pixel_stride;
 };
 
-// A pooling over 2x2 windows side by side, done on values that were just made. `chosen` takes of a
-// window what a max_pool chose of another value.
-enum class FusedPool : Int { none, max, average, chosen };
+// A pooling over 2x2 windows side by side, done on values that were just made.
+enum class FusedPool : Int { none, max, average };
 
 // Direct convolution by the segment GEMM. Weights [group][panel][segment][k][panel width].
 struct Convolution : Step {
@@ -121,7 +121,6 @@ struct Convolution : Step {
   Int groups, group_in, group_out;
   Int by_row;  // 1: a segment is a kernel row of all stored channels; 0: one kernel position
   FusedPool pool;
-  Int choice;  // where it is `chosen`; see MaxPoolChoice
 };
 
 // How a 3x3 convolution of stride 1 is cut into tiles of the Winograd domain.
@@ -282,10 +281,23 @@ struct ConvolutionGradient : WindowGradient {
   Int groups, group_in, group_out, by_row;
 };
 
-// That of a Convolution with kernel rows as segments, behind which a max_pool over 2x2 windows side
-// by side made the choice. One pair; its cotangents are those of the windows.
-struct PooledGradient : WindowGradient {
-  Int choice;
+// A Convolution with kernel rows as segments, and of its outputs those that a max_pool over 2x2
+// windows side by side chose. `out` has a pixel per window. From the inputs of an output to those
+// of the one beside it are at most a quarter of a vector's floats.
+struct PooledWindows : Step {
+  Int in, choice, out;
+  Int kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h;
+};
+
+// out = what was chosen, zero where nothing was.
+struct PooledSums : PooledWindows {
+  Int weights, shift;
+};
+
+// dw += the sums of products with the cotangents `out` of what was chosen. Order of
+// Convolution.weights.
+struct PooledGradient : PooledWindows {
+  Int offset;
 };
 
 // One filter per channel. Order of Depthwise.weights.

@@ -38,7 +38,6 @@ class FusedPool(IntEnum):
     NONE = 0
     MAX = 1
     AVERAGE = 2
-    CHOSEN = 3
 
 
 class Room(IntEnum):
@@ -177,7 +176,6 @@ class Convolution(Step):
     group_out: int
     by_row: int
     pool: int
-    choice: int = NONE
 
 
 @dataclass

@@ -65,6 +65,10 @@ class Weights:
         whole = padded_inputs(filters, self.pitch) if groups == 1 else filters
         return packing.direct_filters(whole, groups, self.pitch, self.by_row, lanes)
 
+    def movement(self, shape: tuple[int, ...], lanes: int) -> packing.Movement:
+        """The packing for direct sums of a layer's weight."""
+        return packing.Movement(lambda weight: self.pack(as_filters(weight), lanes), shape)
+
 
 def conv_weights(
     tape: Tape, source: int, out: int, geometry: Geometry, inputs: int, outputs: int,
@@ -90,12 +94,11 @@ def conv_weights(
 
 def convolve(
     tape: Tape, steps: list[Draft], w: Weights, source: int, out: int, epilogue: Epilogue,
-    along: bool = False, second: int | None = None, choice: int | None = None,
+    along: bool = False, second: int | None = None,
 ) -> None:  # fmt: skip
     """A convolution with the filters of the point or of the direction.
 
-    Given a `second` input, that of it with the filters of the direction is added. Given the
-    `choice` of a max_pool over windows of 2x2, `out` takes what was chosen of each.
+    Given a `second` input, that of it with the filters of the direction is added.
     """
     if second is not None and not w.tile:
         convolve(tape, steps, w, source, out, Epilogue())
@@ -107,8 +110,6 @@ def convolve(
     (kh, kw), (top, left) = w.geometry.kernel, w.geometry.pads
     (sh, sw), (dh, dw) = w.geometry.stride, w.geometry.dilation
     covered_h, covered_w = covered(w, result)
-    if choice is not None:
-        covered_h, covered_w = 2 * covered_h, 2 * covered_w
     bottom = (covered_h - 1) * sh + (kh - 1) * dh + 1 - top - slot.height
     right = (covered_w - 1) * sw + (kw - 1) * dw + 1 - left - slot.width
     for index in sources:
@@ -117,7 +118,6 @@ def convolve(
     if groups > 1 and not w.is_depthwise and group_out % tape.lanes:
         result.dedicated = True  # the channels that pad a pixel are not written
     reads = [*sources, *([epilogue.residual] if epilogue.residual != NONE else [])]
-    reads += [] if choice is None else [choice]
     in_pitch, out_pitch, at_once = products.winograd_room(
         w.tile, slot.pixel_pitch, result.pixel_pitch, len(sources)
     )
@@ -136,7 +136,7 @@ def convolve(
             return records.Depthwise(source, out, at, epilogue, *windows)
         return records.Convolution(
             source, out, at, epilogue, *windows, groups, w.group_in, group_out, w.by_row,
-            *((FusedPool.NONE,) if choice is None else (FusedPool.CHOSEN, choice)),
+            FusedPool.NONE,
         )  # fmt: skip
 
     scratch = at_once * (len(sources) * in_pitch + out_pitch) + tape.lanes if w.tile else 0

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from pylandscape.engines import packing, products, records
-from pylandscape.engines.derivatives.chosen import PooledConvolution, of_chosen, pool_behind
+from pylandscape.engines.derivatives.chosen import PooledConvolution, pool_behind
 from pylandscape.engines.derivatives.filters import (
     Geometry,
     Weights,
@@ -15,12 +15,11 @@ from pylandscape.engines.derivatives.filters import (
     covered,
     turned_filters,
 )
-from pylandscape.engines.derivatives.layers import pool_steps
+from pylandscape.engines.derivatives.pooled import first_convolution, suits_windows
 from pylandscape.engines.derivatives.records import (
     ConvolutionGradient,
     DepthwiseGradient,
     Pairs,
-    PooledGradient,
     WinogradGradient,
 )
 from pylandscape.engines.derivatives.tape import DIRECTION, Tape
@@ -55,7 +54,7 @@ def convolution(tape: Tape, node: Node, order: str, geometry: Geometry) -> None:
         return
     tangent = tape.tangents.get(x_value)
     is_first = tangent is None and not tape.needs_cotangent(x_value)
-    if is_first and weights.by_row and not weights.tile and order == "first":
+    if is_first and order == "first" and suits_windows(tape, weights):
         behind, fused = tape.fuse_pool(value, (FusedPool.MAX,))
         if fused:
             first_convolution(tape, node, weights, x, behind, out, activation, bias)
@@ -71,35 +70,6 @@ def convolution(tape: Tape, node: Node, order: str, geometry: Geometry) -> None:
             conv_gradient(tape, name, weights, pairs)
         if tape.needs_cotangent(x_value):
             conv_back(tape, name, weights, x_value, x, g, h)
-
-    tape.backward.append(back)
-
-
-def first_convolution(
-    tape: Tape, node: Node, w: Weights, x: int, behind: int, image: int, activation: int, bias: int
-) -> None:
-    """Of the data, with a max_pool over windows of 2x2: tangents of its outputs never reach memory.
-
-    Args:
-        behind: the value that the pooling returns.
-        image: slot of the convolution's outputs, behind the relu, if there is one.
-    """
-    pool = next(n for n in tape.program.nodes if n.output == behind)
-    out = tape.add_slot(behind, "first")
-    make, _, (choice,) = pool_steps(tape, pool, image, out)
-    tape.emit(tape.point, [image], out, make(image, out), pool.op)
-    if tape.has_tangents and tape.is_trained(node):
-        sums = tape.like(out)
-        shift = NONE if bias == NONE else bias + DIRECTION
-        convolve(tape, tape.along, w, x, sums, Epilogue(shift=shift), along=True, choice=choice)
-        tape.tangents[behind] = sums
-
-    def back() -> None:
-        g, h = (t.get(behind) for t in (tape.cotangents, tape.cotangent_tangents))
-        tape.bias_part(node, of_chosen(tape, tape.summed(g, h), out, activation))
-        pairs = tape.pairs(x, None, g, h)
-        if pairs is not None and node.tensors["weight"] in tape.trainable:
-            conv_gradient(tape, node.tensors["weight"], w, pairs, choice)
 
     tape.backward.append(back)
 
@@ -164,30 +134,23 @@ def dilated(tape: Tape, steps: list[Draft], source: int, stride: tuple[int, int]
     return target
 
 
-def conv_gradient(
-    tape: Tape, name: str, w: Weights, pairs: Pairs, choice: int | None = None
-) -> None:
-    """Given the `choice` of a max_pool, of cotangents of what it returns."""
+def conv_gradient(tape: Tape, name: str, w: Weights, pairs: Pairs) -> None:
     if w.tile and not {pairs.right, pairs.second_right} & set(tape.flat_reads):
         winograd_gradient(tape, name, w, pairs)
         return
     lanes, a = tape.lanes, w.geometry
-    movement = packing.Movement(lambda t: w.pack(as_filters(t), lanes), tape.shapes[name])
+    movement = w.movement(tape.shapes[name], lanes)
     offset = tape.add_part(w.size(lanes), lambda flat, _: {name: movement.undo(flat)})
 
     def make() -> records.Step:
         windows = *a.kernel, *a.stride, *a.pads, *a.dilation
         if w.is_depthwise:
             return DepthwiseGradient(pairs, offset, *windows)
-        if choice is not None:
-            return PooledGradient(pairs, offset, *windows, choice)
         return ConvolutionGradient(
             pairs, offset, *windows, a.groups, w.group_in, w.outputs // a.groups, w.by_row
         )
 
-    kind = " depthwise" if w.is_depthwise else "" if choice is None else " pooled"
-    others = [] if choice is None else [choice]
-    tape.sum_products(pairs, make, f"conv gradient{kind}", others=others)
+    tape.sum_products(pairs, make, "conv gradient" + (" depthwise" if w.is_depthwise else ""))
 
 
 def winograd_gradient(tape: Tape, name: str, w: Weights, pairs: Pairs) -> None:

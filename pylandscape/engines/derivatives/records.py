@@ -218,6 +218,29 @@ class ChosenGradient(Step):
 
 
 @dataclass
-class PooledGradient(WindowGradient):
-    kind, name = 35, "gradient of a pooled convolution"
+class PooledWindows(Step):
+    """Base of what is done where a max_pool chose a first convolution's outputs."""
+
+    input: int
     choice: int
+    out: int
+    kernel_h: int
+    kernel_w: int
+    stride_h: int
+    stride_w: int
+    pad_h: int
+    pad_w: int
+    dilation_h: int
+
+
+@dataclass
+class PooledSums(PooledWindows):
+    kind, name = 35, "sums of a pooled convolution"
+    weights: int
+    shift: int
+
+
+@dataclass
+class PooledGradient(PooledWindows):
+    kind, name = 36, "gradient of a pooled convolution"
+    offset: int

@@ -1,0 +1,65 @@
+"""Derivatives of a first convolution with a max_pool over windows of 2x2 behind it.
+
+The data has no tangents and needs no cotangents, so that of the outputs only those that were chosen
+matter: tangents and cotangents of the others never reach memory.
+"""
+
+from pylandscape.engines.derivatives.chosen import of_chosen
+from pylandscape.engines.derivatives.filters import Weights
+from pylandscape.engines.derivatives.layers import pool_steps
+from pylandscape.engines.derivatives.records import PooledGradient, PooledSums
+from pylandscape.engines.derivatives.tape import DIRECTION, Tape
+from pylandscape.engines.program import Node
+from pylandscape.engines.records import NONE
+
+
+def suits_windows(tape: Tape, w: Weights) -> bool:
+    """Whether the kernels find all that a window may choose from in one vector.
+
+    Of that half is for the upper outputs; at least one in two floats of it should be of use.
+    """
+    across = w.geometry.stride[1] * w.pitch
+    return w.by_row and not w.tile and 4 * across <= tape.lanes
+
+
+def first_convolution(
+    tape: Tape, node: Node, w: Weights, x: int, behind: int, image: int, activation: int, bias: int
+) -> None:
+    """
+    Args:
+        w: the convolution's filters.
+        behind: the value that the pooling returns.
+        x, image: slots of the data, and of the outputs behind the relu, if there is one.
+    """
+    name = node.tensors["weight"]
+    pool = next(n for n in tape.program.nodes if n.output == behind)
+    out = tape.add_slot(behind, "first")
+    make, _, (choice,) = pool_steps(tape, pool, image, out)
+    tape.emit(tape.point, [image], out, make(image, out), pool.op)
+    (kh, kw), (sh, sw), (dh, _) = w.geometry.kernel, w.geometry.stride, w.geometry.dilation
+    window = kh, kw, sh, sw, *w.geometry.pads, dh
+    if tape.has_tangents and tape.is_trained(node):
+        sums = tape.like(out)
+        shift = NONE if bias == NONE else bias + DIRECTION
+        tape.emit(
+            tape.along, [x, choice], sums,
+            lambda: PooledSums(x, choice, sums, *window, tape.weights_at(w.offset, along=True),
+                               shift),
+            "conv pooled of the direction",
+        )  # fmt: skip
+        tape.tangents[behind] = sums
+
+    def back() -> None:
+        g, h = (t.get(behind) for t in (tape.cotangents, tape.cotangent_tangents))
+        tape.bias_part(node, of_chosen(tape, tape.summed(g, h), out, activation))
+        pairs = tape.pairs(x, None, g, h)
+        if pairs is None or name not in tape.trainable:
+            return
+        movement = w.movement(tape.shapes[name], tape.lanes)
+        part = tape.add_part(w.size(tape.lanes), lambda flat, _: {name: movement.undo(flat)})
+        tape.sum_products(
+            pairs, lambda: PooledGradient(x, choice, pairs.right, *window, part),
+            "conv gradient pooled", others=[choice],
+        )  # fmt: skip
+
+    tape.backward.append(back)
