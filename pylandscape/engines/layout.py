@@ -9,9 +9,10 @@ from torch import Tensor
 from pylandscape.engines.program import NotCovered
 from pylandscape.engines.records import Room, Value
 
-# A pitch of whole pages makes rows that are used together compete for the same cache sets.
-_PAGE_FLOATS = 1024
-_SHIFT_FLOATS = 16
+# Samples that lie a multiple of so many floats apart compete for a few sets of the nearest cache (64
+# of 64 bytes). With the shift the next sample begins behind the panel that a Linear reads of one.
+_COMPETING_FLOATS = 256
+_SHIFT_FLOATS = 96
 
 
 @dataclass
@@ -51,7 +52,7 @@ class Slot:
     @property
     def sample_pitch(self) -> int:
         pitch = round_up((self.top + self.height + self.bottom) * self.row_pitch, self.lanes)
-        return pitch + (_SHIFT_FLOATS if pitch % _PAGE_FLOATS == 0 else 0)
+        return pitch + (_SHIFT_FLOATS if pitch % _COMPETING_FLOATS == 0 else 0)
 
     @property
     def pixels(self) -> int:

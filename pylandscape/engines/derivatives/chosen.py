@@ -247,14 +247,11 @@ def pool_behind(tape: Tape, value: int, order: str, w: Weights) -> Node | None:
         kh * kw <= MOST_PLACES
         and w.pitch % tape.lanes == 0  # pixels of few channels may be dense
         and OUTPUTS_PER_WINDOW * down * across <= height * width
-        and is_small(2 * filters_size(w))  # every sample reads the point's and the direction's
+        # every sample reads the filters, the point's and the direction's: they must stay in the
+        # cache, or those that are left out save nothing
+        and 2 * 4 * filters_size(w) <= cache_bytes(2)
     )
     return node if suits else None
-
-
-def is_small(floats: int) -> bool:
-    """Whether filters stay in a core's cache; else those that are left out save nothing."""
-    return 4 * floats <= cache_bytes(2)
 
 
 def filters_size(w: Weights) -> int:

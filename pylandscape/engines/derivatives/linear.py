@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from pylandscape.engines import packing, products, records
-from pylandscape.engines.derivatives.chosen import RectifiedLinear, is_small
+from pylandscape.engines.derivatives.chosen import RectifiedLinear
 from pylandscape.engines.derivatives.filters import Geometry
 from pylandscape.engines.derivatives.products import convolution
 from pylandscape.engines.derivatives.records import LinearGradient
@@ -38,7 +38,7 @@ def linear(tape: Tape, node: Node) -> None:
     multiply(tape, tape.point, forward, source, out, depth, outputs,
                   Epilogue(shift=bias, activation=activation))  # fmt: skip
     tangent = tape.tangents.get(x_value)
-    if activation == Activation.RELU and tangent is not None and is_small(outputs * depth):
+    if activation == Activation.RELU and tangent is not None:
         RectifiedLinear(tape, node, source, out, bias, columns).derive(x_value, value)
         return
     if tape.has_tangents and (tangent is not None or tape.is_trained(node)):
