@@ -9,8 +9,8 @@ from torch import Tensor
 from pylandscape.engines.program import NotCovered
 from pylandscape.engines.records import Room, Value
 
-# Samples that lie a multiple of so many floats apart compete for a few sets of the nearest cache (64
-# of 64 bytes). With the shift the next sample begins behind the panel that a Linear reads of one.
+# Samples that lie a multiple of so many floats apart compete for a few sets of the nearest cache,
+# 64 of 64 bytes. With the shift the next one begins behind the panel that a Linear reads of one.
 _COMPETING_FLOATS = 256
 _SHIFT_FLOATS = 96
 
