@@ -11,6 +11,9 @@ STABLE_TORCH_LIBRARY(pylandscape, m) {
       "Tensor filter_table, Tensor coordinates) -> ()");
   m.def("filter_norms(Tensor vector, Tensor filter_table) -> Tensor");
   m.def("filter_norms.random(Tensor seeds, Tensor filter_table) -> Tensor");
+  m.def(
+      "rearrange(Tensor(a!) out, Tensor source, Tensor elements, Tensor segments, float scale) "
+      "-> ()");
   m.def("random_normal(Tensor seeds, int size) -> Tensor");
   m.def(
       "lanczos_step(Tensor(a!) basis, Tensor(b!) product, int step, Tensor(c!) scale, "

@@ -295,9 +295,9 @@ struct PooledSums : PooledWindows {
 };
 
 // dw += the sums of products with the cotangents `out` of what was chosen. Order of
-// Convolution.weights.
+// Convolution.weights. Where there is one, `bias` is the offset of the sums of the cotangents.
 struct PooledGradient : PooledWindows {
-  Int offset;
+  Int offset, bias;
 };
 
 // One filter per channel. Order of Depthwise.weights.
@@ -360,10 +360,11 @@ struct ChosenBack : ChosenProducts {
   Int above, below, before, behind;
 };
 
-// The derivative in the filters, in the order of the weights.
+// The derivative in the filters, in the order of the weights. Where there is one, `bias` is the
+// offset of the sums of the first cotangents.
 struct ChosenGradient : Chosen {
   Pairs pairs;
-  Int offset;
+  Int offset, bias;
 };
 
 // Per channel: sums over all pixels of left * right, or of left where right is none. With a pitch

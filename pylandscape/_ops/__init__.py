@@ -31,6 +31,7 @@ from pylandscape._ops.library import (
     set_isa,
     tiles_supported,
 )
+from pylandscape._ops.movement import rearrange
 from pylandscape._ops.programs import (
     evaluate_points,
     evaluate_points_on_device,
@@ -54,6 +55,7 @@ __all__ = [
     "perturb",
     "perturb_random",
     "random_normal",
+    "rearrange",
     "set_isa",
     "tiles_supported",
 ]

@@ -17,7 +17,23 @@ from pylandscape.engines.program import Node, Program
 from pylandscape.engines.records import NONE, Activation, Epilogue, FusedPool
 
 State = Mapping[str, Tensor]
-Packs = list[tuple[int, Callable[[State], Tensor]]]  # offsets, and what is put there
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Parameters in the kernels' order, at `offset` of a packed vector.
+
+    Attributes:
+        moved: the tensor whose elements are moved, where that is all, and how.
+    """
+
+    offset: int
+    make: Callable[[State], Tensor]
+    moved: tuple[str, packing.Movement] | None = None
+
+    def write(self, state: State, packed: Tensor) -> None:
+        part = self.make(state)
+        packed[self.offset : self.offset + part.numel()].view(part.shape).copy_(part)
 
 
 @dataclass
@@ -29,18 +45,13 @@ class Packing:
     """
 
     packed: int
-    _packs: Packs = field(repr=False)
+    _packs: list[Pack] = field(repr=False)
     _constants: list[Callable[[State], Tensor]] = field(repr=False)
 
     def pack(self, state: State, out: Tensor) -> None:
         """Writes the tensors of `state` into `out` [packed] in the kernels' order."""
-        self._write(self._packs, state, out)
-
-    @staticmethod
-    def _write(packs: Packs, state: State, out: Tensor) -> None:
-        for offset, pack in packs:
-            part = pack(state)
-            out[offset : offset + part.numel()].view(part.shape).copy_(part)
+        for pack in self._packs:
+            pack.write(state, out)
 
     def constants(self, state: State) -> Tensor:
         """What does not depend on the point: float32, among it the statistics of batch_norm."""
@@ -92,7 +103,7 @@ class Lowering:
         self.drafts: list[Draft] = []
         self.folds: list[records.Fold] = []
         self.roundings: list[records.Rounding] = []
-        self.packs: Packs = []
+        self.packs: list[Pack] = []
         self.packed = self.folded = 0
         # constants 0 to 2 serve activations without parameters
         self.constants: list[Callable[[State], Tensor]] = [lambda _: torch.zeros(3)]
@@ -218,17 +229,26 @@ class Lowering:
         held = [order for v in node.inputs for order in self.slot_of.get(v, {})]
         return held[0] if held else "first"
 
-    def pack(self, size: int, make: Callable[[State], Tensor]) -> int:
+    def pack(
+        self,
+        size: int,
+        make: Callable[[State], Tensor],
+        moved: tuple[str, packing.Movement] | None = None,
+    ) -> int:
         offset, self.packed = self.packed, self.packed + round_up(size, 16)
-        self.packs.append((offset, make))
+        self.packs.append(Pack(offset, make, moved))
         return offset
+
+    def pack_moved(self, size: int, name: str, movement: packing.Movement) -> int:
+        return self.pack(size, lambda state: movement.pack(state[name]), (name, movement))
 
     def pack_vector(self, name: str | None) -> int:
         if name is None:
             return NONE
-        lanes = self.lanes
-        size = packing.vector_room(self.shapes[name][0], lanes)
-        return self.pack(size, lambda state: packing.channel_vector(state[name], lanes))
+        movement = packing.Movement(
+            lambda vector: packing.channel_vector(vector, self.lanes), self.shapes[name]
+        )
+        return self.pack_moved(packing.vector_room(movement.size, self.lanes), name, movement)
 
     def constant(self, count: int, make: Callable[[State], Tensor]) -> int:
         offset, self.constant_count = self.constant_count, self.constant_count + count

@@ -1,7 +1,7 @@
 """The native engine: a Program planned for the machine's vectors and run by compiled kernels."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -169,18 +169,15 @@ class NativeEngine:
         packed = torch.zeros(1 + count, self.plan.packed, device=self._inputs.device)
         state = self._state(center)
         self.plan.pack(state, packed[0])
-        self.pack_directions(self.plan.pack, state, vectors, packed[1:])
+        fixed = self.fixed_along_directions(state)
+        for row, vector in zip(packed[1:], vectors, strict=True):
+            self.plan.pack(fixed | self.space.unflatten(vector.float()), row)
         return packed
 
-    def pack_directions(
-        self, pack: Callable[[State, Tensor], None], state: State, vectors: Iterable[Tensor],
-        rows: Tensor,
-    ) -> None:  # fmt: skip
-        """Writes directions [P] into rows [packed] by a plan's `pack`; what is fixed is zero."""
+    def fixed_along_directions(self, state: State) -> dict[str, Tensor]:
+        """Zeros for the tensors that directions do not have."""
         moved = {entry.name for entry in self.space.entries}
-        fixed = {name: torch.zeros(x.shape) for name, x in state.items() if name not in moved}
-        for row, vector in zip(rows, vectors, strict=True):
-            pack(fixed | self.space.unflatten(vector.float()), row)
+        return {name: torch.zeros(x.shape) for name, x in state.items() if name not in moved}
 
     def _state(self, vector: Tensor | None = None) -> dict[str, Tensor]:
         """The model's tensors by name, the parameters as they are or from `vector`."""

@@ -5,11 +5,12 @@ adding the packed vectors gives the packed parameters of any point.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from pylandscape import _ops
 from pylandscape.engines.layout import round_up
 
 # Winograd's transform of a 3x3 filter, G w G', for outputs of 2x2 and of 4x4.
@@ -126,85 +127,55 @@ def per_element(tensor: Tensor, order: str, lanes: int) -> Tensor:
     return channel_vector(tensor, lanes)
 
 
-Piece = tuple[int, list[int], list[int]]  # the first element, sizes and strides
-
-
 class Movement:
-    """A packing that puts every element of a tensor in one place, and back.
-
-    Where it only permutes dimensions, once they are split in the right way, it is a strided copy:
-    several times faster than a gather of the elements, which it is elsewhere.
+    """A packing that puts every element of a tensor in one place.
 
     Args:
-        pack: the packing; it is called once, with the numbers of the elements.
+        pack: the packing of a tensor.
         shape: of its tensor.
-        cut: a place at which the order may change, as where a last panel is narrower.
     """
 
-    def __init__(
-        self, pack: Callable[[Tensor], Tensor], shape: tuple[int, ...], cut: int = 0
-    ) -> None:
-        self._pack, self._shape, self._cut = pack, shape, cut
+    def __init__(self, pack: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
+        self.pack, self.size = pack, torch.Size(shape).numel()
+        self._shape = shape
 
     @functools.cached_property
-    def _elements(self) -> Tensor:
-        """The number of the element in every place, counted from 1; 0 is a zero."""
-        count = torch.Size(self._shape).numel()
-        return self._pack(torch.arange(1, 1 + count, dtype=torch.float64).view(self._shape)).int()
+    def elements(self) -> Tensor:
+        """The number of the element in every place, counted from 1; 0 is a zero. Int32."""
+        numbers = torch.arange(1, 1 + self.size, dtype=torch.float64)
+        return self.pack(numbers.view(self._shape)).reshape(-1).int()
 
     @functools.cached_property
-    def _places(self) -> Tensor:
-        """The place of every element."""
-        taken = self._elements.nonzero().flatten()
-        places = torch.zeros(torch.Size(self._shape).numel(), dtype=torch.int32)
-        places[self._elements[taken].long() - 1] = taken.int()
+    def places(self) -> Tensor:
+        """The place of every element, counted from 1. Int32."""
+        taken = self.elements.nonzero().flatten()
+        places = torch.zeros(self.size, dtype=torch.int32)
+        places[self.elements[taken].long() - 1] = taken.int() + 1
         return places
 
-    @functools.cached_property
-    def _pieces(self) -> list[Piece] | None:
-        """Strided copies that together are the packing, if there are some."""
-        if len(self._elements) != torch.Size(self._shape).numel():
-            return None
-        places = self._elements - 1
-        for cut in (0, self._cut):
-            parts = [part for part in (places[:cut], places[cut:]) if len(part)]
-            found = [(int(part[0]), strides(part - part[0])) for part in parts]
-            pieces = [(start, *piece) for start, piece in found if piece is not None]
-            if len(pieces) == len(parts):
-                return pieces
-        return None
-
-    def __call__(self, tensor: Tensor) -> Tensor:
-        """Of any shape, in the order of the places."""
-        flat = tensor.contiguous().view(-1)
-        if self._pieces is None:
-            return torch.cat((flat.new_zeros(1), flat)).index_select(0, self._elements)
-        parts = [flat[start:].as_strided(sizes, steps) for start, sizes, steps in self._pieces]
-        return parts[0] if len(parts) == 1 else torch.cat([part.reshape(-1) for part in parts])
-
     def undo(self, packed: Tensor) -> Tensor:
-        if self._pieces is None:
-            return packed.index_select(0, self._places).view(self._shape)
-        tensor = packed.new_empty(self._shape)
-        lengths = [torch.Size(sizes).numel() for _, sizes, _ in self._pieces]
-        for (start, sizes, steps), part in zip(self._pieces, packed.split(lengths), strict=True):
-            tensor.view(-1)[start:].as_strided(sizes, steps).copy_(part.view(sizes))
-        return tensor
+        """The tensor of a packed one."""
+        return packed.index_select(0, self.places - 1).view(self._shape)
 
 
-def strides(numbers: Tensor) -> tuple[list[int], list[int]] | None:
-    """Sizes and strides, not negative, that count from 0 in this order, or None."""
-    sizes, steps = list[int](), list[int]()
-    while len(numbers) > 1:
-        step = int(numbers[1] - numbers[0])
-        ends = (numbers.diff() != step).nonzero()
-        run = int(ends[0]) + 1 if len(ends) else len(numbers)
-        if step < 0 or len(numbers) % run:
-            return None
-        rows = numbers.view(-1, run)
-        if not torch.equal(rows, rows[:, :1] + step * torch.arange(run)):
-            return None
-        sizes.insert(0, run)
-        steps.insert(0, step)
-        numbers = rows[:, 0]
-    return (sizes, steps) if numbers[0] == 0 else None
+class Rearrangement:
+    """Movements of many tensors, parts of one vector, to or from their packings in another.
+
+    Args:
+        moves: first places, and the elements from there on, counted from 1 in the source; 0 is a
+            zero.
+    """
+
+    def __init__(self, moves: Sequence[tuple[int, Tensor]]) -> None:
+        rows = [(first, len(elements)) for first, elements in moves]
+        self._segments = torch.tensor(rows, dtype=torch.int64).view(-1, 2)
+        self._elements = torch.cat([torch.zeros(0, dtype=torch.int32), *(e for _, e in moves)])
+
+    def __call__(self, source: Tensor, out: Tensor, scale: float = 1.0) -> None:
+        """Writes to `out`, float32, and leaves all other places of it as they are."""
+        _ops.rearrange(source.contiguous(), self._elements, self._segments, out, scale)
+
+
+def numbered_from(first: int, elements: Tensor) -> Tensor:
+    """Elements of a part of a vector that begins at `first`, as elements of the vector."""
+    return torch.where(elements > 0, elements + first, 0).int()

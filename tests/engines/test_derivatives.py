@@ -461,3 +461,24 @@ def test_frozen_and_tied_parameters() -> None:
     model[2].requires_grad_(False)
     native, exact = pair(model, nn.CrossEntropyLoss(), (normal(40, 6), labels(40, 4)))
     assert_agree(native, exact)
+
+
+@pytest.mark.parametrize("size", [1, 8])
+def test_filters_that_two_kernels_use(size: int) -> None:
+    """Derivatives that are only moved are added to those that are transformed, in either order."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.last = nn.Conv2d(16, 16, 3, padding=1), nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.tanh(self.conv(nn.functional.adaptive_avg_pool2d(x, size)))
+            x = torch.tanh(self.conv(nn.functional.adaptive_avg_pool2d(x, 9 - size)))
+            return self.last(x.mean((2, 3)))
+
+    torch.manual_seed(0)
+    native, exact = pair(Twice(), nn.CrossEntropyLoss(), (normal(20, 16, 8, 8), labels(20, 3)))
+    steps = set(native._tape("hessian").steps)
+    assert {"conv gradient", "conv gradient Winograd F(4x4)"} <= steps
+    assert_agree(native, exact)

@@ -11,55 +11,65 @@ from pylandscape.engines import packing
 
 Pack = Callable[[Tensor], Tensor]
 
-# by the number of strided copies that they are, 0 where there are none
-PACKINGS: dict[str, tuple[int, tuple[int, ...], Pack]] = {
-    "as it is": (1, (3, 5), lambda w: w.reshape(-1)),
-    "transposed": (1, (3, 5), lambda w: w.T.reshape(-1)),
-    "one element": (1, (1, 1), lambda w: w.reshape(-1)),
-    "one panel": (1, (8, 6), lambda w: packing.panels(w, 4)),
-    "whole panels": (1, (16, 6), lambda w: packing.panels(w, 4)),
-    "filters": (1, (16, 3, 2, 3), lambda w: packing.direct_filters(w, 1, 3, True, 4)),
+PACKINGS: dict[str, tuple[tuple[int, ...], Pack]] = {
+    "as it is": ((3, 5), lambda w: w.reshape(-1)),
+    "transposed": ((3, 5), lambda w: w.T.reshape(-1)),
+    "one element": ((1, 1), lambda w: w.reshape(-1)),
+    "whole panels": ((16, 6), lambda w: packing.panels(w, 4)),
+    "half a panel behind": ((12, 6), lambda w: packing.panels(w, 4)),
+    "padded": ((5, 6), lambda w: packing.panels(w, 4)),
+    "filters": ((16, 3, 2, 3), lambda w: packing.direct_filters(w, 1, 3, True, 4)),
     "columns of an image": (
-        1,
         (8, 12),
         lambda w: packing.linear_weights(w, torch.arange(12).view(3, 4).T.reshape(-1), 4),
     ),
-    "half a panel behind": (2, (12, 6), lambda w: packing.panels(w, 4)),
-    "half a panel behind two": (0, (20, 6), lambda w: packing.panels(w, 4)),
-    "inputs, half a panel behind": (
-        2,
-        (4, 15),
-        lambda w: packing.input_panels(w, torch.arange(15), 1, 12),
-    ),
-    "padded": (0, (5, 6), lambda w: packing.panels(w, 4)),
-    "turned": (0, (2, 3), lambda w: w.flip(0, 1).reshape(-1)),
-    "rolled": (0, (6,), lambda w: w.roll(2)),
+    "inputs": ((4, 15), lambda w: packing.input_panels(w, torch.arange(15), 1, 12)),
+    "many": ((300, 401), lambda w: packing.panels(w, 16)),
 }
 
 
+def movements() -> list[packing.Movement]:
+    return [packing.Movement(pack, shape) for shape, pack in PACKINGS.values()]
+
+
 @pytest.mark.parametrize("name", PACKINGS)
-def test_movements(name: str) -> None:
-    pieces, shape, pack = PACKINGS[name]
-    movement = packing.Movement(pack, shape, cut=48)
-    assert len(movement._pieces or []) == pieces
+def test_a_movement_is_undone(name: str) -> None:
+    shape, pack = PACKINGS[name]
     tensor = normal(*shape)
-    wide = normal(*shape, 3)[..., 1]  # a column of a block of directions
-    turned = normal(*reversed(shape)).permute(*reversed(range(len(shape))))
-    for each in (tensor, wide, turned, tensor.float()):
-        packed = movement(each)
-        assert torch.equal(packed.reshape(-1), pack(each))
-        assert torch.equal(movement.undo(packed.reshape(-1)), each)
+    assert torch.equal(packing.Movement(pack, shape).undo(pack(tensor)), tensor)
 
 
-@pytest.mark.parametrize("numbers", [[0], [0, 1, 2], [0, 2, 1, 3], [0, 4, 1, 5, 2, 6, 3, 7]])
-def test_strides(numbers: list[int]) -> None:
-    found = packing.strides(torch.tensor(numbers))
-    assert found is not None
-    assert torch.arange(len(numbers)).as_strided(*found).reshape(-1).tolist() == numbers
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_rearrangement_makes_all_packings_at_once(dtype: torch.dtype) -> None:
+    """Into a vector with room between them, which stays as it is."""
+    moved = movements()
+    tensors = [normal(*shape).to(dtype) for shape, _ in PACKINGS.values()]
+    vector = torch.cat([normal(3).to(dtype), *(t.reshape(-1) for t in tensors)])
+    starts = [3, *(3 + torch.tensor([m.size for m in moved]).cumsum(0)).tolist()]
+    expected, moves = [torch.full((5,), 7.0)], []
+    for movement, tensor, start in zip(moved, tensors, starts, strict=False):
+        moves.append((sum(map(len, expected)), packing.numbered_from(start, movement.elements)))
+        expected += [movement.pack(tensor).float(), torch.full((5,), 7.0)]
+    out = torch.full((sum(map(len, expected)),), 7.0)
+    packing.Rearrangement(moves)(vector, out)
+    assert torch.equal(out, torch.cat(expected))
 
 
-@pytest.mark.parametrize(
-    "numbers", [[1, 2], [2, 1, 0], [0, 1, 3], [0, 1, 3, 2], [0, 1, 2, 3, 5, 4]]
-)
-def test_without_strides(numbers: list[int]) -> None:
-    assert packing.strides(torch.tensor(numbers)) is None
+def test_a_rearrangement_takes_all_packings_back_at_once() -> None:
+    moved = movements()
+    packed = [movement.pack(normal(*shape)) for movement, (shape, _) in
+              zip(moved, PACKINGS.values(), strict=True)]  # fmt: skip
+    moves, read, written = [], 0, 0
+    for movement, part in zip(moved, packed, strict=True):
+        moves.append((written, packing.numbered_from(read, movement.places)))
+        read, written = read + len(part), written + movement.size
+    out = torch.full((written,), float("nan"))
+    packing.Rearrangement(moves)(torch.cat(packed), out, 0.5)
+    parts = [m.undo(part).reshape(-1) for m, part in zip(moved, packed, strict=True)]
+    assert torch.equal(out, (0.5 * torch.cat(parts)).float())
+
+
+def test_nothing_to_move() -> None:
+    out = torch.full((3,), 7.0)
+    packing.Rearrangement([])(torch.zeros(2), out)
+    assert out.tolist() == [7.0] * 3

@@ -30,7 +30,7 @@ class Case:
         self.state = state
         self.packed = torch.zeros(1 + directions, tape.packed + tape.folded)
         for row, vector in zip(self.packed, [objective.center, *self.vectors.float()], strict=True):
-            tape.pack({"weight": vector.view(5, 4)}, row)
+            tape.pack_point(vector, {"weight": vector.view(5, 4)}, row)
         self.chunk = 1
         self.arguments: list[Any] = [
             self.packed, native.native._inputs, native.native._targets, tape.point, tape.along,
@@ -46,8 +46,10 @@ class Case:
                 products, sums, *self.arguments, given, self.tape.kept, False, self.chunk,
                 first, last,
             )  # fmt: skip
-        found = [self.tape.unpack(row, self.state)["weight"].reshape(-1) for row in products]
-        return torch.stack(found), sums
+        found = torch.zeros(len(products), 20)
+        for row, out in zip(products, found, strict=True):
+            self.tape.unpack(row, self.state, 1.0, out)
+        return found.double(), sums
 
     def naive(self, first: int = 0, last: int = SAMPLES) -> Tensor:
         """sum_i (diag p - p p') V x x' for each direction."""

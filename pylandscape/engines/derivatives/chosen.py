@@ -61,7 +61,7 @@ class ChosenOutputs(ABC):
         self.tape, self.node, self.x, self.out = tape, node, x, out
         self.bias, self.activation = bias, activation
         self.movement, self.size, name = filters, size, node.tensors["weight"]
-        self.filters = tape.pack(size, lambda state: filters(state[name]))
+        self.filters = tape.pack_moved(size, name, filters)
         tape.slots.append(Slot(2 * entries, 1, 1, "first", lanes=tape.lanes))
         self.lists = len(tape.slots) - 1
         # lists hold places in these, which therefore must have the same pitches
@@ -89,11 +89,11 @@ class ChosenOutputs(ABC):
 
         def back() -> None:
             g, h = (t.get(value) for t in (tape.cotangents, tape.cotangent_tangents))
-            summed = of_chosen(tape, tape.summed(g, h), self.out, self.activation)
-            tape.bias_part(self.node, summed)
-            pairs = tape.pairs(self.x, tangent, g, h)
+            pairs, summed = tape.pairs(self.x, tangent, g, h), tape.summed(g, h)
             if pairs is not None and name in tape.trainable:
-                self._gradient(pairs)
+                self._gradient(pairs, tape.bias_room(self.node, summed))
+            else:
+                tape.bias_part(self.node, of_chosen(tape, summed, self.out, self.activation))
             if not tape.needs_cotangent(x_value):
                 return
             if g is not None and tape.has_cotangents:
@@ -124,12 +124,12 @@ class ChosenOutputs(ABC):
         )  # fmt: skip
         return out
 
-    def _gradient(self, pairs: Pairs) -> None:
+    def _gradient(self, pairs: Pairs, bias: int) -> None:
         name = self.node.tensors["weight"]
         self.outputs += [i for i in (pairs.right, pairs.second_right) if i != NONE]
-        part = self.tape.add_part(self.size, lambda flat, _: {name: self.movement.undo(flat)})
+        part = self.tape.add_moved_part(self.size, name, self.movement)
         self.tape.sum_products(
-            pairs, lambda: ChosenGradient(self.fields(), pairs, part),
+            pairs, lambda: ChosenGradient(self.fields(), pairs, part, bias),
             "gradient of chosen outputs", vectors=self.vectors, others=[self.lists],
         )  # fmt: skip
 
@@ -274,10 +274,9 @@ class RectifiedLinear(ChosenOutputs):
     ) -> None:
         shape, lanes = tape.shapes[node.tensors["weight"]], tape.lanes
         outputs, depth = shape[0], len(columns)
-        panel = PANEL_VECTORS * lanes
         filters = packing.Movement(
             lambda weight: packing.input_panels(weight, columns, lanes, PANEL_VECTORS),
-            shape, cut=outputs * (depth // panel * panel),
+            shape,
         )  # fmt: skip
         super().__init__(
             tape, node, x, out, bias, Activation.RELU, filters, outputs * depth,

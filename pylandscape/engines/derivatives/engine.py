@@ -104,7 +104,7 @@ class NativeDerivatives:
             return directions
         together = self._vectors_per_pass(self._tape(kind))
         parts = [self._products(kind, vector, part)[1] for part in rows.split(together)]
-        found = torch.cat(parts)
+        found = parts[0] if len(parts) == 1 else torch.cat(parts)
         if not all_finite(found):
             return None
         return found[0] if directions.ndim == 1 else found.T.contiguous()
@@ -124,7 +124,7 @@ class NativeDerivatives:
         known = self._is_kept(kind, [vector, *others])
         if not known:
             self._make_room(kind, tape)
-            tape.pack(state, self._rows(tape, 0)[0])
+            tape.pack_point(vector, state, self._rows(tape, 0)[0])
         weight = self.reference.total_weight
         sums, means = self._sums(tape, state, constants, directions, self._samples, weight)
         if len(self._kept) and not known:
@@ -150,7 +150,9 @@ class NativeDerivatives:
         """
         native, samples = self.native, len(batch[0])
         packed = self._rows(tape, len(directions))
-        native.pack_directions(tape.pack_direction, state, directions, packed[1:])
+        fixed = native.fixed_along_directions(state)
+        for row, direction in zip(packed[1:], directions, strict=True):
+            tape.pack_direction(direction, fixed | self.space.unflatten(direction), row)
         products = torch.zeros(max(1, len(directions)), tape.gradient, dtype=torch.float64)
         sums = torch.zeros(7, dtype=torch.float64)
         at_once = min(CHUNK_SAMPLES, CHUNK_FLOPS / max(1, native.program.flops))
@@ -171,11 +173,8 @@ class NativeDerivatives:
             self._seconds[tape.kind] = spent / ((last - first) * len(products))
             first = last
         derivatives = torch.zeros(len(products), self.space.size)
-        for flat, row in zip(derivatives, products.div_(divisor), strict=True):
-            found = tape.unpack(row, state)
-            for entry in self.space.entries:
-                if entry.name in found:
-                    flat[entry.slice] = found[entry.name].reshape(-1)
+        for row, flat in zip(products, derivatives, strict=True):
+            tape.unpack(row, state, 1 / divisor, flat)
         return sums, derivatives
 
     def _rows(self, tape: TapePlans, directions: int) -> Tensor:
@@ -220,7 +219,7 @@ class NativeDerivatives:
                 native._inputs.stride(),
                 LANES[_ops.isa()],
                 native._precision,
-                frozenset(entry.name for entry in self.space.entries),
+                {entry.name: entry.slice for entry in self.space.entries},
                 kind,
             )
         return self._tapes[kind]
@@ -251,7 +250,7 @@ class NativeDerivatives:
         state = self.native._state(vector)
         for kind, right in zip(("gradient", "hessian"), expected, strict=True):
             tape = self._tape(kind)
-            tape.pack(state, self._rows(tape, 0)[0])
+            tape.pack_point(vector, state, self._rows(tape, 0)[0])
             directions = direction[None] if kind == "hessian" else vector.new_zeros(0, len(vector))
             found = self._sums(tape, state, tape.constants(state), directions, batch)[1][0]
             error = torch.linalg.vector_norm(found - right)

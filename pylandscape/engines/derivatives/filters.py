@@ -9,7 +9,7 @@ from torch import Tensor
 from pylandscape.engines import packing, products, records
 from pylandscape.engines.derivatives.tape import Tape
 from pylandscape.engines.layout import Slot, round_up
-from pylandscape.engines.lowering import Draft, State
+from pylandscape.engines.lowering import Draft
 from pylandscape.engines.program import NotCovered
 from pylandscape.engines.records import NONE, Epilogue, FusedPool, Tiles
 
@@ -71,9 +71,10 @@ class Weights:
 
 
 def conv_weights(
-    tape: Tape, source: int, out: int, geometry: Geometry, inputs: int, outputs: int,
-    filters: Callable[[State], Tensor],
+    tape: Tape, source: int, out: int, geometry: Geometry, inputs: int, outputs: int, name: str,
+    filters: Callable[[Tensor], Tensor],
 ) -> Weights:  # fmt: skip
+    """Packs the `filters` that are made of the weight `name`."""
     slot, result, lanes = tape.slots[source], tape.slots[out], tape.lanes
     pitch, (kh, kw) = slot.pixel_pitch, geometry.kernel
     tile = 0
@@ -85,10 +86,11 @@ def conv_weights(
     if tile:
         weights.offset = tape.pack(
             (tile + 2) ** 2 * round_up(outputs, lanes) * pitch,
-            lambda s: packing.winograd_filters(filters(s), tile, pitch, lanes),
+            lambda s: packing.winograd_filters(filters(s[name]), tile, pitch, lanes),
         )
     else:
-        weights.offset = tape.pack(weights.size(lanes), lambda s: weights.pack(filters(s), lanes))
+        movement = packing.Movement(lambda w: weights.pack(filters(w), lanes), tape.shapes[name])
+        weights.offset = tape.pack_moved(weights.size(lanes), name, movement)
     return weights
 
 

@@ -31,7 +31,7 @@ def linear(tape: Tape, node: Node) -> None:
     panels = packing.Movement(
         lambda w: packing.linear_weights(w, columns, lanes), (outputs, inputs)
     )
-    forward = tape.pack(size, lambda s: panels(s[name]))
+    forward = tape.pack_moved(size, name, panels)
     bias = tape.pack_vector(node.tensors.get("bias"))
     value, activation = tape.rectify(node.output)
     out = tape.add_slot(value, "first")
@@ -59,7 +59,7 @@ def linear(tape: Tape, node: Node) -> None:
         tape.bias_part(node, tape.summed(g, h))
         pairs = tape.pairs(source, tangent, g, h)
         if pairs is not None and name in tape.trainable:
-            part = tape.add_part(size, lambda flat, _: {name: panels.undo(flat)})
+            part = tape.add_moved_part(size, name, panels)
             tape.sum_products(
                 pairs, lambda: LinearGradient(pairs, part, depth), "linear gradient",
                 vectors=True,
@@ -101,7 +101,7 @@ def linear_back(
         return packing.linear_weights(matrix.T, order, lanes)
 
     movement = packing.Movement(transposed, tape.shapes[name])
-    weights = tape.pack(round_up(depth, lanes) * rows, lambda s: movement(s[name]))
+    weights = tape.pack_moved(round_up(depth, lanes) * rows, name, movement)
     if g is not None and tape.has_cotangents:
         target = tape.like(x)
         tape.flat_reads.append(target)

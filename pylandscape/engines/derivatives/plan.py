@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from pylandscape.engines import records
+from pylandscape.engines import packing, records
 from pylandscape.engines import simple_layers as simple
 from pylandscape.engines.derivatives import layers, linear, movement, norms, products
 from pylandscape.engines.derivatives.tape import DIRECTION, MIN_BLOCK, Part, Tape
 from pylandscape.engines.layout import assign_memory, round_up
-from pylandscape.engines.lowering import Draft, Packing, Packs, State
+from pylandscape.engines.lowering import Draft, Pack, Packing, State
 from pylandscape.engines.plan import cache_bytes, encoded
 from pylandscape.engines.program import Node, NotCovered, Program
 from pylandscape.engines.records import Room
@@ -25,7 +26,7 @@ KEPT_OF_BLOCK = 32 << 20
 
 @dataclass
 class TapePlans(Packing):
-    """What `hessian_vector_product` runs; `pack` makes its parameters.
+    """What `hessian_vector_product` runs, its parameters, and what becomes of its derivatives.
 
     Attributes:
         kind: `gradient`, `hessian`, `ggn` or `fisher`.
@@ -35,6 +36,7 @@ class TapePlans(Packing):
         kept: floats that are kept of the point per block.
         gradient: floats of derivatives per direction.
         folded: floats that the operator forms behind the packed ones.
+        trained: where in vectors of parameters those of each tensor are.
         steps: of both plans, for people.
     """
 
@@ -46,22 +48,67 @@ class TapePlans(Packing):
     kept: int
     gradient: int
     folded: int
+    trained: Mapping[str, slice]
     steps: list[str]
     _parts: list[Part] = field(repr=False)
-    _direction_packs: Packs = field(repr=False)
+    _direction_packs: list[Pack] = field(repr=False)
 
-    def pack_direction(self, state: State, out: Tensor) -> None:
-        """As `pack`, but for what is only read of the point."""
-        self._write(self._direction_packs, state, out)
+    def pack_point(self, vector: Tensor, state: State, out: Tensor) -> None:
+        """Writes parameters [P], and those of `state` that are fixed, into `out` [packed]."""
+        moves, others = self._point_packing
+        moves(vector, out)
+        for pack in others:
+            pack.write(state, out)
 
-    def unpack(self, derivatives: Tensor, state: State) -> dict[str, Tensor]:
-        """Float64 derivatives [gradient] as tensors by name; tied uses of a tensor are added."""
-        found: dict[str, Tensor] = {}
-        for part in self._parts:
+    def pack_direction(self, vector: Tensor, state: State, out: Tensor) -> None:
+        """The same, but for what is only read of the point."""
+        moves, others = self._direction_packing
+        moves(vector, out)
+        for pack in others:
+            pack.write(state, out)
+
+    def unpack(self, derivatives: Tensor, state: State, scale: float, out: Tensor) -> None:
+        """Writes `scale` times float64 derivatives [gradient] to zeros [P] in float32."""
+        moves, others = self._unpacking
+        moves(derivatives, out, scale)
+        for part in others:
             flat = derivatives[part.offset : part.offset + part.size]
             for name, gradient in part.unpack(flat, state).items():
-                found[name] = found[name] + gradient if name in found else gradient
-        return found
+                out[self.trained[name]] += scale * gradient.reshape(-1)
+
+    @cached_property
+    def _point_packing(self) -> tuple[packing.Rearrangement, list[Pack]]:
+        return self._as_moves(self._packs)
+
+    @cached_property
+    def _direction_packing(self) -> tuple[packing.Rearrangement, list[Pack]]:
+        return self._as_moves(self._direction_packs)
+
+    def _as_moves(self, packs: list[Pack]) -> tuple[packing.Rearrangement, list[Pack]]:
+        """Those that only move trained parameters as one rearrangement, and the others."""
+        moves, others = [], []
+        for pack in packs:
+            name, movement = pack.moved or ("", None)
+            if movement is None or name not in self.trained:
+                others.append(pack)
+                continue
+            elements = packing.numbered_from(self.trained[name].start, movement.elements)
+            moves.append((pack.offset, elements))
+        return packing.Rearrangement(moves), others
+
+    @cached_property
+    def _unpacking(self) -> tuple[packing.Rearrangement, list[Part]]:
+        """The same for derivatives; the others are added to what was moved."""
+        moves, others, done = [], [], set[str]()
+        for part in self._parts:
+            name, movement = part.moved or ("", None)
+            if movement is None or name in done:
+                others.append(part)
+                continue
+            done.add(name)
+            places = packing.numbered_from(part.offset, movement.places)
+            moves.append((self.trained[name].start, places))
+        return packing.Rearrangement(moves), others
 
 
 def make_tape(
@@ -71,17 +118,17 @@ def make_tape(
     input_strides: tuple[int, ...],
     lanes: int,
     precision: str,
-    trainable: frozenset[str],
+    trained: Mapping[str, slice],
     kind: str,
 ) -> TapePlans:
-    """Plans the derivatives of `program`; arguments as for `make_plan` and `Tape`.
+    """Plans the derivatives of `program`; arguments as for `make_plan`, `TapePlans` and `Tape`.
 
     Raises:
         NotCovered: something in the program has no native derivatives.
     """
-    tape = Tape(program, shapes, lanes, precision, trainable, kind)
+    tape = Tape(program, shapes, lanes, precision, frozenset(trained), kind)
     run(tape, input_strides, loss)
-    return _assemble(tape)
+    return _assemble(tape, trained)
 
 
 def run(tape: Tape, input_strides: tuple[int, ...], spec: LossSpec) -> None:
@@ -131,7 +178,7 @@ def input_order(tape: Tape, node: Node) -> str | None:
     return "last" if node.op == "linear" or node.attrs.get("dims") == 1 else "first"
 
 
-def _assemble(tape: Tape) -> TapePlans:
+def _assemble(tape: Tape, trained: Mapping[str, slice]) -> TapePlans:
     along = _needed(tape.along, set())
     reads_of_along = {i for draft in along for i in draft.reads}
     point = _needed(tape.point, set(reads_of_along))
@@ -176,18 +223,19 @@ def _assemble(tape: Tape) -> TapePlans:
         kept=kept_size,
         gradient=max(tape.gradient_size, 16),
         folded=tape.folded,
+        trained=trained,
         steps=[draft.label for draft in [*point, *along]],
         _parts=tape.parts,
         _direction_packs=_packs_along(tape, plans["along"]),
     )
 
 
-def _packs_along(tape: Tape, along: Tensor) -> Packs:
+def _packs_along(tape: Tape, along: Tensor) -> list[Pack]:
     """Those of which the plan along a direction names the direction's."""
     read = along[along >= DIRECTION] - DIRECTION
     for fold in tape.folds:
         read = torch.cat((read, torch.tensor([fold.gamma, fold.beta, fold.bias])))
-    starts = torch.tensor([offset for offset, _ in tape.packs])
+    starts = torch.tensor([pack.offset for pack in tape.packs])
     numbers = torch.searchsorted(starts, read[read >= 0], right=True) - 1
     return [tape.packs[number] for number in numbers.unique().tolist()]
 

@@ -31,7 +31,7 @@ def first_convolution(
         behind: the value that the pooling returns.
         x, image: slots of the data, and of the outputs behind the relu, if there is one.
     """
-    name = node.tensors["weight"]
+    name, lanes = node.tensors["weight"], tape.lanes
     pool = next(n for n in tape.program.nodes if n.output == behind)
     out = tape.add_slot(behind, "first")
     make, _, (choice,) = pool_steps(tape, pool, image, out)
@@ -51,14 +51,14 @@ def first_convolution(
 
     def back() -> None:
         g, h = (t.get(behind) for t in (tape.cotangents, tape.cotangent_tangents))
-        tape.bias_part(node, of_chosen(tape, tape.summed(g, h), out, activation))
-        pairs = tape.pairs(x, None, g, h)
+        pairs, summed = tape.pairs(x, None, g, h), tape.summed(g, h)
         if pairs is None or name not in tape.trainable:
+            tape.bias_part(node, of_chosen(tape, summed, out, activation))
             return
-        movement = w.movement(tape.shapes[name], tape.lanes)
-        part = tape.add_part(w.size(tape.lanes), lambda flat, _: {name: movement.undo(flat)})
+        bias_part = tape.bias_room(node, summed)
+        part = tape.add_moved_part(w.size(lanes), name, w.movement(tape.shapes[name], lanes))
         tape.sum_products(
-            pairs, lambda: PooledGradient(x, choice, pairs.right, *window, part),
+            pairs, lambda: PooledGradient(x, choice, pairs.right, *window, part, bias_part),
             "conv gradient pooled", others=[choice],
         )  # fmt: skip
 

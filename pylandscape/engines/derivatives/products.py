@@ -43,8 +43,9 @@ def convolution(tape: Tape, node: Node, order: str, geometry: Geometry) -> None:
     bias = tape.pack_vector(node.tensors.get("bias"))
     value, activation = tape.rectify(node.output)
     out = tape.add_slot(value, order)
-    weights = conv_weights(tape, x, out, geometry, inputs * geometry.groups, outputs,
-                           lambda s: as_filters(s[name]))  # fmt: skip
+    weights = conv_weights(
+        tape, x, out, geometry, inputs * geometry.groups, outputs, name, as_filters
+    )
     epilogue = Epilogue(shift=bias, activation=activation)
     convolve(tape, tape.point, weights, x, out, epilogue)
     pool = pool_behind(tape, value, order, weights)
@@ -104,8 +105,10 @@ def conv_back(
         return
     target = tape.like(x)
     back = replace(w.geometry, stride=(1, 1), pads=(dh * (kh - 1) - top, dw * (kw - 1) - left))
-    turned = conv_weights(tape, source, target, back, w.outputs, w.inputs,
-                          lambda s: turned_filters(as_filters(s[name]), back.groups))  # fmt: skip
+    turned = conv_weights(
+        tape, source, target, back, w.outputs, w.inputs, name,
+        lambda weight: turned_filters(as_filters(weight), back.groups),
+    )  # fmt: skip
     if g is not None and tape.has_cotangents:
         convolve(tape, tape.point, turned, g, target, Epilogue())
         tape.give(tape.cotangents, tape.point, x_value, target)
@@ -140,7 +143,7 @@ def conv_gradient(tape: Tape, name: str, w: Weights, pairs: Pairs) -> None:
         return
     lanes, a = tape.lanes, w.geometry
     movement = w.movement(tape.shapes[name], lanes)
-    offset = tape.add_part(w.size(lanes), lambda flat, _: {name: movement.undo(flat)})
+    offset = tape.add_moved_part(w.size(lanes), name, movement)
 
     def make() -> records.Step:
         windows = *a.kernel, *a.stride, *a.pads, *a.dilation

@@ -215,6 +215,7 @@ class ChosenGradient(Step):
     lists: Lists
     pairs: Pairs
     offset: int
+    bias: int
 
 
 @dataclass
@@ -244,3 +245,4 @@ class PooledSums(PooledWindows):
 class PooledGradient(PooledWindows):
     kind, name = 36, "gradient of a pooled convolution"
     offset: int
+    bias: int

@@ -19,7 +19,7 @@ from typing import overload
 
 from torch import Tensor
 
-from pylandscape.engines import records
+from pylandscape.engines import packing, records
 from pylandscape.engines.derivatives.records import ChannelGradient, Combine, Pairs, Slope
 from pylandscape.engines.layout import Slot, round_up
 from pylandscape.engines.lowering import Draft, Folded, Lowering, State
@@ -36,11 +36,16 @@ _WITHOUT_CURVATURE = (
 
 @dataclass
 class Part:
-    """Some derivatives in the kernels' order, and how they become gradients of tensors by name."""
+    """Some derivatives in the kernels' order, and how they become gradients of tensors by name.
+
+    Attributes:
+        moved: the tensor to whose elements they belong one by one, if that is all, and its packing.
+    """
 
     offset: int
     size: int
     unpack: Callable[[Tensor, State], dict[str, Tensor]]
+    moved: tuple[str, packing.Movement] | None = None
 
 
 class Tape(Lowering):
@@ -253,11 +258,17 @@ class Tape(Lowering):
             return Pairs(x, h, tangent, g)
         return Pairs(x, h)
 
-    def add_part(self, size: int, unpack: Callable[[Tensor, State], dict[str, Tensor]]) -> int:
+    def add_part(
+        self, size: int, unpack: Callable[[Tensor, State], dict[str, Tensor]],
+        moved: tuple[str, packing.Movement] | None = None,
+    ) -> int:  # fmt: skip
         offset = self.gradient_size
         self.gradient_size += round_up(size, 16)
-        self.parts.append(Part(offset, size, unpack))
+        self.parts.append(Part(offset, size, unpack, moved))
         return offset
+
+    def add_moved_part(self, size: int, name: str, movement: packing.Movement) -> int:
+        return self.add_part(size, lambda flat, _: {name: movement.undo(flat)}, (name, movement))
 
     def sum_products(
         self, pairs: Pairs, make: Callable[[], records.Step], label: str,
@@ -268,15 +279,20 @@ class Tape(Lowering):
         reads: list[int | None] = [*others, *(i for i in touched if i != NONE)]
         self.emit(self.along, reads, None, make, label, scratch, vectors)
 
-    def bias_part(self, node: Node, source: int | None) -> None:
+    def bias_room(self, node: Node, source: int | None) -> int:
+        """Where the derivative in a layer's bias goes, if there is one: the sums of `source`."""
         name = node.tensors.get("bias")
         if name not in self.trainable or source is None:
-            return
+            return NONE
         assert name is not None
-        channels, slot = self.shapes[name][0], self.slots[source]
-        offset = self.add_part(slot.pixel_pitch, lambda flat, _: {name: flat[:channels]})
-        pairs = Pairs(source, NONE)
-        self.sum_products(pairs, lambda: ChannelGradient(pairs, offset), "bias gradient")
+        as_it_is = packing.Movement(lambda bias: bias, self.shapes[name])
+        return self.add_moved_part(self.slots[source].pixel_pitch, name, as_it_is)
+
+    def bias_part(self, node: Node, source: int | None) -> None:
+        offset = self.bias_room(node, source)
+        if source is not None and offset != NONE:
+            pairs = Pairs(source, NONE)
+            self.sum_products(pairs, lambda: ChannelGradient(pairs, offset), "bias gradient")
 
     def set_tangent(self, value: int, out: int, sums: int, activation: int) -> None:
         if activation == Activation.RELU and value not in self.rectified_by_pool:
