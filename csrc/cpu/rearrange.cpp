@@ -12,6 +12,9 @@
 #include "common/check.h"
 #include "common/parallel.h"
 
+#define PYLANDSCAPE_KERNELS "cpu/rearrange.inc"
+#include "common/for_each_isa.h"
+
 namespace pylandscape {
 namespace {
 
@@ -49,14 +52,11 @@ void rearranged(const Tensor& out, const Tensor& source, const Tensor& elements,
   const From* from = source.const_data_ptr<From>();
   const auto* element = elements.const_data_ptr<std::int32_t>();
   float* to = out.mutable_data_ptr<float>();
-  const From factor = static_cast<From>(scale);
+  const auto kernel = PYLANDSCAPE_DISPATCH(rearrange_block<From>);
   parallel_blocks(static_cast<std::int64_t>(blocks.size()), [&](std::int64_t b, std::int64_t last) {
     for (; b < last; ++b) {
-      float* place = to + blocks[b].place;
-      const std::int32_t* chosen = element + blocks[b].element;
-      for (std::int64_t i = 0; i < blocks[b].count; ++i) {
-        place[i] = chosen[i] == 0 ? 0.0f : static_cast<float>(from[chosen[i] - 1] * factor);
-      }
+      kernel(from, element + blocks[b].element, blocks[b].count, static_cast<From>(scale),
+             to + blocks[b].place);
     }
   });
 }
