@@ -23,7 +23,7 @@ def test_rearrange(compare: Callable[..., dict[str, float]], outputs: int, back:
     elements = movement.places if back else movement.elements
     source = torch.randn(len(elements), dtype=torch.float64 if back else torch.float32)
     scale = 1 / 1024 if back else 1.0
-    segments, out = torch.tensor([[0, len(elements)]]), torch.empty(len(elements))
+    segments, out = torch.tensor([[0, len(elements), 0]]), torch.empty(len(elements))
     index, wide, room = elements - 1, elements.long() - 1, torch.empty_like(source)
 
     def gathered(take: Callable[[], object]) -> torch.Tensor:

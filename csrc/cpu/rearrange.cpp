@@ -1,6 +1,6 @@
 // rearrange: elements of one vector, times `scale`, in segments of another one. A segment is a row
-// (first place, places); the places of all of them, one after another, take source[elements - 1],
-// or zero where that is 0. This is how parameters come into the order of the kernels and back.
+// (first place, places, first element): its places take source[element - 1], or zero where that is
+// 0. This is how parameters come into the order of the kernels, and derivatives back.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -21,28 +21,27 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr std::int64_t kBlock = 16384;
+using Int = std::int64_t;
+
+constexpr Int kBlock = 16384;
 
 struct Block {
-  std::int64_t place, element, count;
+  Int place, element, count;
 };
 
-std::vector<Block> blocks_of(const Tensor& segments, std::int64_t places, std::int64_t elements) {
+std::vector<Block> blocks_of(const Tensor& segments, Int places, Int elements) {
   std::vector<Block> blocks;
-  std::int64_t used = 0;
-  const auto* segment = segments.const_data_ptr<std::int64_t>();
-  for (std::int64_t s = 0; s < segments.size(0); ++s, segment += 2) {
-    const std::int64_t first = segment[0], count = segment[1];
-    require(first >= 0 && count >= 0 && first + count <= places,
-            "rearrange: segments must lie in out of ", places, " places, got ", first, " and ",
-            count, " more");
-    for (std::int64_t done = 0; done < count; done += kBlock) {
-      blocks.push_back({first + done, used + done, std::min(kBlock, count - done)});
+  const auto* segment = segments.const_data_ptr<Int>();
+  for (Int s = 0; s < segments.size(0); ++s, segment += 3) {
+    const Int place = segment[0], count = segment[1], element = segment[2];
+    require(place >= 0 && count >= 0 && place + count <= places && element >= 0 &&
+                element + count <= elements,
+            "rearrange: segments must lie in ", places, " places and ", elements, " elements, got ",
+            place, ", ", count, " and ", element);
+    for (Int done = 0; done < count; done += kBlock) {
+      blocks.push_back({place + done, element + done, std::min(kBlock, count - done)});
     }
-    used += count;
   }
-  require(used == elements, "rearrange: elements must fill segments of ", used, " places, got ",
-          elements);
   return blocks;
 }
 
@@ -53,7 +52,7 @@ void rearranged(const Tensor& out, const Tensor& source, const Tensor& elements,
   const auto* element = elements.const_data_ptr<std::int32_t>();
   float* to = out.mutable_data_ptr<float>();
   const auto kernel = PYLANDSCAPE_DISPATCH(rearrange_block<From>);
-  parallel_blocks(static_cast<std::int64_t>(blocks.size()), [&](std::int64_t b, std::int64_t last) {
+  parallel_blocks(static_cast<Int>(blocks.size()), [&](Int b, Int last) {
     for (; b < last; ++b) {
       kernel(from, element + blocks[b].element, blocks[b].count, static_cast<From>(scale),
              to + blocks[b].place);

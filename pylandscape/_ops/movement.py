@@ -14,19 +14,19 @@ def rearrange(
     Args:
         source: [M], float32 or float64.
         elements: int32 [N], each from 0 to M; they are not looked at before they are used.
-        segments: int64 [S, 2], the first place in `out` and the number of places of each: together
-            N, which take the elements in their order.
+        segments: int64 [S, 3], of each the first place in `out`, how many there are, and the first
+            of the `elements` that they take.
         out: float32; other places stay as they are.
 
     Returns:
         `out`.
 
     Raises:
-        ValueError: dtypes or shapes do not fit, a tensor is not contiguous on the CPU, a segment
-            leaves `out`, or all together have not N places.
+        ValueError: dtypes or shapes do not fit, a tensor is not contiguous on the CPU, or a segment
+            leaves `out` or `elements`.
 
     Example:
-        >>> places = torch.tensor([[0, 2], [3, 1]])
+        >>> places = torch.tensor([[0, 2, 0], [3, 1, 2]])
         >>> order = torch.tensor([3, 0, 1], dtype=torch.int32)
         >>> rearrange(torch.tensor([5.0, 6.0, 7.0]), order, places, torch.ones(4), 10.0).tolist()
         [70.0, 0.0, 1.0, 50.0]
@@ -35,7 +35,7 @@ def rearrange(
     for name, tensor, dtypes, shape in (
         ("source", source, real, (len(source),)),
         ("elements", elements, (torch.int32,), (len(elements),)),
-        ("segments", segments, wide, (len(segments), 2)),
+        ("segments", segments, wide, (len(segments), 3)),
         ("out", out, real[:1], (len(out),)),
     ):
         if (

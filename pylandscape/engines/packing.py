@@ -4,8 +4,9 @@ Every function here is linear in its tensor, so that packing the centre and the 
 adding the packed vectors gives the packed parameters of any point.
 """
 
-import functools
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -139,23 +140,22 @@ class Movement:
         self.pack, self.size = pack, torch.Size(shape).numel()
         self._shape = shape
 
-    @functools.cached_property
     def elements(self) -> Tensor:
         """The number of the element in every place, counted from 1; 0 is a zero. Int32."""
         numbers = torch.arange(1, 1 + self.size, dtype=torch.float64)
         return self.pack(numbers.view(self._shape)).reshape(-1).int()
 
-    @functools.cached_property
     def places(self) -> Tensor:
         """The place of every element, counted from 1. Int32."""
-        taken = self.elements.nonzero().flatten()
+        elements = self.elements()
+        taken = elements.nonzero().flatten()
         places = torch.zeros(self.size, dtype=torch.int32)
-        places[self.elements[taken].long() - 1] = taken.int() + 1
+        places[elements[taken].long() - 1] = taken.int() + 1
         return places
 
     def undo(self, packed: Tensor) -> Tensor:
         """The tensor of a packed one."""
-        return packed.index_select(0, self.places - 1).view(self._shape)
+        return packed.index_select(0, self.places() - 1).view(self._shape)
 
 
 class Rearrangement:
@@ -167,9 +167,18 @@ class Rearrangement:
     """
 
     def __init__(self, moves: Sequence[tuple[int, Tensor]]) -> None:
-        rows = [(first, len(elements)) for first, elements in moves]
-        self._segments = torch.tensor(rows, dtype=torch.int64).view(-1, 2)
         self._elements = torch.cat([torch.zeros(0, dtype=torch.int32), *(e for _, e in moves)])
+        rows, used = [], 0
+        for first, elements in moves:
+            rows.append((first, len(elements), used))
+            used += len(elements)
+        self._segments = torch.tensor(rows, dtype=torch.int64).view(-1, 3)
+
+    def only(self, firsts: Iterable[int]) -> Self:
+        """The moves to these first places. It shares the memory of this one."""
+        some = copy.copy(self)
+        some._segments = self._segments[torch.isin(self._segments[:, 0], torch.tensor([*firsts]))]
+        return some
 
     def __call__(self, source: Tensor, out: Tensor, scale: float = 1.0) -> None:
         """Writes to `out`, float32, and leaves all other places of it as they are."""

@@ -48,10 +48,15 @@ def test_a_rearrangement_makes_all_packings_at_once(dtype: torch.dtype) -> None:
     starts = [3, *(3 + torch.tensor([m.size for m in moved]).cumsum(0)).tolist()]
     expected, moves = [torch.full((5,), 7.0)], []
     for movement, tensor, start in zip(moved, tensors, starts, strict=False):
-        moves.append((sum(map(len, expected)), packing.numbered_from(start, movement.elements)))
+        moves.append((sum(map(len, expected)), packing.numbered_from(start, movement.elements())))
         expected += [movement.pack(tensor).float(), torch.full((5,), 7.0)]
     out = torch.full((sum(map(len, expected)),), 7.0)
     packing.Rearrangement(moves)(vector, out)
+    assert torch.equal(out, torch.cat(expected))
+    some = packing.Rearrangement(moves).only([moves[2][0], moves[5][0]])
+    some(2 * vector, out)
+    for index in (4 + 1, 10 + 1):
+        expected[index] = 2 * expected[index]
     assert torch.equal(out, torch.cat(expected))
 
 
@@ -61,7 +66,7 @@ def test_a_rearrangement_takes_all_packings_back_at_once() -> None:
               zip(moved, PACKINGS.values(), strict=True)]  # fmt: skip
     moves, read, written = [], 0, 0
     for movement, part in zip(moved, packed, strict=True):
-        moves.append((written, packing.numbered_from(read, movement.places)))
+        moves.append((written, packing.numbered_from(read, movement.places())))
         read, written = read + len(part), written + movement.size
     out = torch.full((written,), float("nan"))
     packing.Rearrangement(moves)(torch.cat(packed), out, 0.5)

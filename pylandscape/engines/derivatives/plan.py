@@ -78,23 +78,22 @@ class TapePlans(Packing):
 
     @cached_property
     def _point_packing(self) -> tuple[packing.Rearrangement, list[Pack]]:
-        return self._as_moves(self._packs)
-
-    @cached_property
-    def _direction_packing(self) -> tuple[packing.Rearrangement, list[Pack]]:
-        return self._as_moves(self._direction_packs)
-
-    def _as_moves(self, packs: list[Pack]) -> tuple[packing.Rearrangement, list[Pack]]:
-        """Those that only move trained parameters as one rearrangement, and the others."""
+        """The packs that only move trained parameters, as one rearrangement, and the others."""
         moves, others = [], []
-        for pack in packs:
+        for pack in self._packs:
             name, movement = pack.moved or ("", None)
             if movement is None or name not in self.trained:
                 others.append(pack)
                 continue
-            elements = packing.numbered_from(self.trained[name].start, movement.elements)
+            elements = packing.numbered_from(self.trained[name].start, movement.elements())
             moves.append((pack.offset, elements))
         return packing.Rearrangement(moves), others
+
+    @cached_property
+    def _direction_packing(self) -> tuple[packing.Rearrangement, list[Pack]]:
+        moves, others = self._point_packing
+        offsets = {pack.offset for pack in self._direction_packs}
+        return moves.only(offsets), [pack for pack in others if pack.offset in offsets]
 
     @cached_property
     def _unpacking(self) -> tuple[packing.Rearrangement, list[Part]]:
@@ -106,7 +105,7 @@ class TapePlans(Packing):
                 others.append(part)
                 continue
             done.add(name)
-            places = packing.numbered_from(part.offset, movement.places)
+            places = packing.numbered_from(part.offset, movement.places())
             moves.append((self.trained[name].start, places))
         return packing.Rearrangement(moves), others
 
