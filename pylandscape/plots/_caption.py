@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from pylandscape._checks import require, show
+from pylandscape.plots._values import MINUS
 
 FINGERPRINT = re.compile("[0-9a-f]{16}")  # data known only by its hash, of which 8 digits do
+NEGATIVE = re.compile(r"(?<!\S)-(?=[\d.])")  # the sign of a number
 GENERIC = re.compile(r"direction \d+")  # a name that says no more than the symbol of the axis
 
 
@@ -93,5 +95,5 @@ def axis_label(attrs: Mapping[Any, Any], index: int, symbol: str) -> str:
     """The label of an axis: its symbol and, where the result names its directions, the name."""
     labels = attrs.get("axis_labels")
     names = labels if isinstance(labels, list | tuple) else []
-    name = str(names[index]) if index < len(names) else ""
+    name = NEGATIVE.sub(MINUS, str(names[index])) if index < len(names) else ""
     return symbol if not name or GENERIC.fullmatch(name) else f"{symbol}: {name}"

@@ -4,6 +4,7 @@ import xarray as xr
 from drawn import LONG, bowl, caption_of, find, plane_of, words
 
 from pylandscape import plots
+from pylandscape.plots._caption import axis_label
 
 
 def test_caption_says_how_the_result_was_made():
@@ -32,3 +33,10 @@ def test_a_long_caption_keeps_all_its_characters():
     surface = plane_of(bowl, **LONG)
     drawn = "".join(caption_of(plots.contour(surface)).split())
     assert drawn == "".join(plots.caption(surface).split())
+
+
+def test_numbers_in_names_of_axes_have_a_minus():
+    attrs = {"axis_labels": ["eigenvector of -0.5", "run-1 to run-2", "-.25 -x"]}
+    assert [axis_label(attrs, i, "α") for i in range(3)] == [
+        "α: eigenvector of \u22120.5", "α: run-1 to run-2", "α: \u2212.25 -x",
+    ]  # fmt: skip
