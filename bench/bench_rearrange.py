@@ -26,6 +26,8 @@ def test_rearrange(compare: Callable[..., dict[str, float]], outputs: int, back:
     segments, out = torch.tensor([[0, len(elements), 0]]), torch.empty(len(elements))
     index, wide, room = elements - 1, elements.long() - 1, torch.empty_like(source)
 
+    compiled = torch.compile(lambda given: (given[wide] * scale).float(), dynamic=False)
+
     def gathered(take: Callable[[], object]) -> torch.Tensor:
         take()
         return out.copy_(room.mul_(scale)) if back else room
@@ -36,6 +38,7 @@ def test_rearrange(compare: Callable[..., dict[str, float]], outputs: int, back:
             lambda: torch.index_select(source, 0, index, out=room)
         ),
         "torch.take": lambda: gathered(lambda: torch.take(source, wide, out=room)),
+        "torch.compile": lambda: compiled(source),
     }
     expected = (source.double()[wide] * scale).float()
     for way in ways.values():

@@ -286,7 +286,7 @@ struct ConvolutionGradient : WindowGradient {
 // of the one beside it are at most a quarter of a vector's floats.
 struct PooledWindows : Step {
   Int in, choice, out;
-  Int kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h;
+  Int kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
 };
 
 // out = what was chosen, zero where nothing was.

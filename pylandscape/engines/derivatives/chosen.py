@@ -275,9 +275,8 @@ class RectifiedLinear(ChosenOutputs):
         shape, lanes = tape.shapes[node.tensors["weight"]], tape.lanes
         outputs, depth = shape[0], len(columns)
         filters = packing.Movement(
-            lambda weight: packing.input_panels(weight, columns, lanes, PANEL_VECTORS),
-            shape,
-        )  # fmt: skip
+            lambda weight: packing.input_panels(weight, columns, lanes, PANEL_VECTORS), shape
+        )
         super().__init__(
             tape, node, x, out, bias, Activation.RELU, filters, outputs * depth,
             # of a block's samples, and their number

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pylandscape.engines import packing, products, records
+from pylandscape.engines.derivatives.records import Window
 from pylandscape.engines.derivatives.tape import Tape
 from pylandscape.engines.layout import Slot, round_up
 from pylandscape.engines.lowering import Draft
@@ -23,6 +24,10 @@ class Geometry:
     pads: tuple[int, int] = (0, 0)  # above and left; negative ones leave pixels out
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
+
+    @property
+    def window(self) -> Window:
+        return Window(*self.kernel, *self.stride, *self.pads, *self.dilation)
 
 
 @dataclass
@@ -65,9 +70,11 @@ class Weights:
         whole = padded_inputs(filters, self.pitch) if groups == 1 else filters
         return packing.direct_filters(whole, groups, self.pitch, self.by_row, lanes)
 
-    def movement(self, shape: tuple[int, ...], lanes: int) -> packing.Movement:
-        """The packing for direct sums of a layer's weight."""
-        return packing.Movement(lambda weight: self.pack(as_filters(weight), lanes), shape)
+    def movement(
+        self, shape: tuple[int, ...], lanes: int, filters: Callable[[Tensor], Tensor]
+    ) -> packing.Movement:
+        """The packing for direct sums, of the `filters` that are made of a weight."""
+        return packing.Movement(lambda weight: self.pack(filters(weight), lanes), shape)
 
 
 def conv_weights(
@@ -89,7 +96,7 @@ def conv_weights(
             lambda s: packing.winograd_filters(filters(s[name]), tile, pitch, lanes),
         )
     else:
-        movement = packing.Movement(lambda w: weights.pack(filters(w), lanes), tape.shapes[name])
+        movement = weights.movement(tape.shapes[name], lanes, filters)
         weights.offset = tape.pack_moved(weights.size(lanes), name, movement)
     return weights
 

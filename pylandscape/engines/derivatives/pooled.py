@@ -5,7 +5,7 @@ matter: tangents and cotangents of the others never reach memory.
 """
 
 from pylandscape.engines.derivatives.chosen import of_chosen
-from pylandscape.engines.derivatives.filters import Weights
+from pylandscape.engines.derivatives.filters import Weights, as_filters
 from pylandscape.engines.derivatives.layers import pool_steps
 from pylandscape.engines.derivatives.records import PooledGradient, PooledSums
 from pylandscape.engines.derivatives.tape import DIRECTION, Tape
@@ -25,7 +25,8 @@ def suits_windows(tape: Tape, w: Weights) -> bool:
 def first_convolution(
     tape: Tape, node: Node, w: Weights, x: int, behind: int, image: int, activation: int, bias: int
 ) -> None:
-    """
+    """The two layers: what was chosen, along a direction, and the derivatives in its filters.
+
     Args:
         w: the convolution's filters.
         behind: the value that the pooling returns.
@@ -36,14 +37,13 @@ def first_convolution(
     out = tape.add_slot(behind, "first")
     make, _, (choice,) = pool_steps(tape, pool, image, out)
     tape.emit(tape.point, [image], out, make(image, out), pool.op)
-    (kh, kw), (sh, sw), (dh, _) = w.geometry.kernel, w.geometry.stride, w.geometry.dilation
-    window = kh, kw, sh, sw, *w.geometry.pads, dh
+    window = w.geometry.window
     if tape.has_tangents and tape.is_trained(node):
         sums = tape.like(out)
         shift = NONE if bias == NONE else bias + DIRECTION
         tape.emit(
             tape.along, [x, choice], sums,
-            lambda: PooledSums(x, choice, sums, *window, tape.weights_at(w.offset, along=True),
+            lambda: PooledSums(x, choice, sums, window, tape.weights_at(w.offset, along=True),
                                shift),
             "conv pooled of the direction",
         )  # fmt: skip
@@ -56,9 +56,10 @@ def first_convolution(
             tape.bias_part(node, of_chosen(tape, summed, out, activation))
             return
         bias_part = tape.bias_room(node, summed)
-        part = tape.add_moved_part(w.size(lanes), name, w.movement(tape.shapes[name], lanes))
+        movement = w.movement(tape.shapes[name], lanes, as_filters)
+        part = tape.add_moved_part(w.size(lanes), name, movement)
         tape.sum_products(
-            pairs, lambda: PooledGradient(x, choice, pairs.right, *window, part, bias_part),
+            pairs, lambda: PooledGradient(x, choice, pairs.right, window, part, bias_part),
             "conv gradient pooled", others=[choice],
         )  # fmt: skip
 

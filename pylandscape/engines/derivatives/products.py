@@ -142,15 +142,14 @@ def conv_gradient(tape: Tape, name: str, w: Weights, pairs: Pairs) -> None:
         winograd_gradient(tape, name, w, pairs)
         return
     lanes, a = tape.lanes, w.geometry
-    movement = w.movement(tape.shapes[name], lanes)
+    movement = w.movement(tape.shapes[name], lanes, as_filters)
     offset = tape.add_moved_part(w.size(lanes), name, movement)
 
     def make() -> records.Step:
-        windows = *a.kernel, *a.stride, *a.pads, *a.dilation
         if w.is_depthwise:
-            return DepthwiseGradient(pairs, offset, *windows)
+            return DepthwiseGradient(pairs, offset, a.window)
         return ConvolutionGradient(
-            pairs, offset, *windows, a.groups, w.group_in, w.outputs // a.groups, w.by_row
+            pairs, offset, a.window, a.groups, w.group_in, w.outputs // a.groups, w.by_row
         )
 
     tape.sum_products(pairs, make, "conv gradient" + (" depthwise" if w.is_depthwise else ""))

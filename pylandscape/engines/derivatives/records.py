@@ -61,11 +61,9 @@ class Pairs:
 
 
 @dataclass
-class WindowGradient(Step):
-    """Base of the derivatives in the filters of convolutions."""
+class Window:
+    """Where the filters of a convolution lie over its input."""
 
-    pairs: Pairs
-    offset: int
     kernel_h: int
     kernel_w: int
     stride_h: int
@@ -74,6 +72,15 @@ class WindowGradient(Step):
     pad_w: int
     dilation_h: int
     dilation_w: int
+
+
+@dataclass
+class WindowGradient(Step):
+    """Base of the derivatives in the filters of convolutions."""
+
+    pairs: Pairs
+    offset: int
+    window: Window
 
 
 @dataclass
@@ -225,13 +232,7 @@ class PooledWindows(Step):
     input: int
     choice: int
     out: int
-    kernel_h: int
-    kernel_w: int
-    stride_h: int
-    stride_w: int
-    pad_h: int
-    pad_w: int
-    dilation_h: int
+    window: Window
 
 
 @dataclass
