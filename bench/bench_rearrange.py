@@ -20,7 +20,7 @@ def test_rearrange(compare: Callable[..., dict[str, float]], outputs: int, back:
     movement = packing.Movement(
         lambda weight: packing.linear_weights(weight, columns, 16), (outputs, 32 * 49)
     )
-    elements = movement.places if back else movement.elements
+    elements = movement.places() if back else movement.elements()
     source = torch.randn(len(elements), dtype=torch.float64 if back else torch.float32)
     scale = 1 / 1024 if back else 1.0
     segments, out = torch.tensor([[0, len(elements), 0]]), torch.empty(len(elements))
